@@ -94,6 +94,7 @@ class Decisions:
     """What the core wants the shell to publish and count, aligned with its Batch."""
 
     predictions: Float32s  # [B, K], class probabilities; or the value, [B, 1]
+    spread: Floats  # [B], the context's running mean |error| in units of y; NaN for classes
     loss: Floats  # [B], of the prediction above; NaN where unlabelled
     loss_init: Floats  # [B], of the unadapted initialization
     loss_baseline: Floats  # [B], of plain online gradient descent; NaN where it is off

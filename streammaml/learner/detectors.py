@@ -1,0 +1,82 @@
+"""Drift detectors by river's names.
+
+``PageHinkley(mode="up")`` is compiled (``kernels/detector.py``); any other is river's own object,
+one for each context, called event by event from Python. Detectors of the loss get the signal of
+``kernels/detector.py``; those of ``river.drift.binary`` get whether the class was wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+from river import base, drift
+from river.drift import binary
+
+from streammaml.config import DetectorConfig
+from streammaml.errors import ConfigError
+from streammaml.events import DriftLevel, Task
+
+DEFAULTS: Mapping[Task, Mapping[str, float | int | str]] = {
+    Task.CLASSIFICATION: {"min_instances": 10, "delta": 0.1, "threshold": 5.0, "mode": "up"},
+    Task.REGRESSION: {"min_instances": 10, "delta": 0.5, "threshold": 5.0, "mode": "up"},
+}
+
+Parameters = dict[str, float | int | str | bool]
+
+
+def _names() -> dict[str, type[base.DriftDetector]]:
+    found: dict[str, type[base.DriftDetector]] = {}
+    for module in (drift, binary):
+        for name in module.__all__:
+            kind = getattr(module, name, None)  # __all__ has names that do not exist
+            if inspect.isclass(kind) and issubclass(kind, base.DriftDetector):
+                found[name] = kind
+    return found
+
+
+NAMES = _names()
+
+
+def parameters_of(config: DetectorConfig, task: Task) -> Parameters:
+    """The detector's parameters: those given, over the task's defaults for PageHinkley."""
+    defaults = DEFAULTS[task] if config.name == "PageHinkley" else {}
+    return {**defaults, **config.parameters}
+
+
+def is_compiled(config: DetectorConfig, task: Task) -> bool:
+    return config.name == "PageHinkley" and parameters_of(config, task)["mode"] == "up"
+
+
+def is_binary(config: DetectorConfig) -> bool:
+    return issubclass(NAMES[config.name], base.BinaryDriftDetector)
+
+
+def build(config: DetectorConfig, task: Task) -> base.DriftDetector:
+    """Make one river detector; ConfigError names the right names and parameters."""
+    kind = NAMES.get(config.name)
+    if kind is None:
+        raise ConfigError(
+            f"learner.detector.name: river has no drift detector {config.name!r}; "
+            f"it has {', '.join(sorted(NAMES))}"
+        )
+    if task is Task.REGRESSION and is_binary(config):
+        raise ConfigError(
+            f"learner.detector.name: {config.name} watches right and wrong; "
+            "a regression needs one of the loss, such as PageHinkley or ADWIN"
+        )
+    try:
+        return kind(**parameters_of(config, task))
+    except (TypeError, ValueError) as error:
+        valid = ", ".join(inspect.signature(kind).parameters)
+        raise ConfigError(
+            f"learner.detector.parameters: {error}; {config.name} has: {valid}"
+        ) from error
+
+
+def level_of(detector: base.DriftDetector) -> DriftLevel:
+    if detector.drift_detected:
+        return DriftLevel.DRIFT
+    if getattr(detector, "warning_detected", False):
+        return DriftLevel.WARNING
+    return DriftLevel.STABLE

@@ -1,0 +1,49 @@
+"""How kernels are compiled: numba, GIL free, no fastmath, and a cache that sees every source.
+
+Rule: numba's own cache key ignores callees in other files, so the folder's name carries a hash of
+all kernel sources and of numba's version. Where no folder can be written, kernels compile at
+every start instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numba  # type: ignore[import-untyped]  # ships no types
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _digest() -> str:
+    sources = sorted(Path(__file__).parents[1].glob("**/*.py"))
+    text = b"".join(path.read_bytes() for path in sources) + numba.__version__.encode()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+CACHE = Path(numba.config.CACHE_DIR or Path.home() / ".cache" / "streammaml" / "kernels")
+FOLDER = CACHE / _digest()
+
+
+def jit(function: F) -> F:
+    """Compile ``function`` at its first call for the types of that call."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(FOLDER)
+    try:
+        return _compile(function, cache=True)
+    except (RuntimeError, OSError):  # "no locator available": a read-only home
+        return _compile(function, cache=False)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _compile(function: F, *, cache: bool) -> F:
+    compiled: F = numba.njit(nogil=True, cache=cache, error_model="numpy")(function)
+    return compiled
+
+
+def is_cached() -> bool:
+    """Whether an earlier process left compiled kernels of exactly these sources."""
+    return FOLDER.is_dir() and any(FOLDER.glob("**/*.nbc"))

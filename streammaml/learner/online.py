@@ -1,0 +1,219 @@
+"""The online learner of one partition: test, detect, then train, for one batch of events.
+
+It does no I/O, reads no clock and logs nothing. Give it a batch, act on its decisions. Splitting
+a stream into batches differently changes no bit of any decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from river import base
+
+from streammaml.config import Config
+from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Task
+from streammaml.initialization import Initialization, check_fits, spec_of
+from streammaml.learner import detectors
+from streammaml.learner.kernels import step as kernel
+from streammaml.learner.schema import Collated, Labels, Schema
+from streammaml.learner.state import (
+    Ints,
+    Outputs,
+    Policy,
+    grow,
+    meta_of,
+    new_contexts,
+    new_outputs,
+    new_scratch,
+    new_stream,
+)
+
+FIRST_CAPACITY = 16
+
+
+class Learner:
+    """MAML over the contexts of one partition: profile ``maml``.
+
+    Contexts beyond ``learner.max_contexts`` are forgotten, least recently used first.
+
+    References:
+        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation", 2017.
+    """
+
+    def __init__(self, config: Config, initialization: Initialization) -> None:
+        learner = config.learner
+        self._regression = config.label.task is Task.REGRESSION
+        self._spec = spec_of(config)
+        check_fits(initialization, self._spec)
+        self._schema = Schema(config.features)
+        self.labels = Labels(config.label, initialization.classes)
+        self._meta = meta_of(initialization)
+        self._policy = policy_of(config)
+        self._limit = learner.max_contexts
+        self._rows: dict[Context, int] = {}
+        self._contexts = new_contexts(
+            min(FIRST_CAPACITY, self._limit),
+            self._meta,
+            learner.support_size,
+            self._schema.width,
+            learner.baseline_rate > 0,
+        )
+        known = 0 if self._regression else len(self.labels.classes)
+        self._stream = new_stream(self._schema.width, config.label.slots, known)
+        self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
+        prototype = detectors.build(learner.detector, config.label.task)
+        compiled = detectors.is_compiled(learner.detector, config.label.task)
+        self._prototype = None if compiled else prototype
+        self._binary = detectors.is_binary(learner.detector)
+        self._detectors: dict[int, base.DriftDetector] = {}
+        self._evicted = 0
+
+    def __len__(self) -> int:
+        """Contexts in memory."""
+        return len(self._rows)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the arrays that hold the contexts, room for new ones included."""
+        return sum(array.nbytes for array in self._contexts)
+
+    @property
+    def version(self) -> int:
+        """Version of the initialization in use."""
+        return self._meta.version
+
+    def swap(self, initialization: Initialization) -> None:
+        """Use a new initialization: fast weights stay, the next adaptation starts from the new θ."""
+        check_fits(initialization, self._spec)
+        self._meta = meta_of(initialization)
+
+    def collate(self, events: Sequence[Event]) -> Collated:
+        """Stack events for :meth:`step`; learns the classes of an open label as they appear."""
+        return self._schema.collate(events, self.labels)
+
+    def step(self, batch: Batch) -> Decisions:
+        """Predict and score every event with what was known before it, then learn from it."""
+        size = len(batch.contexts)
+        self._check(batch)
+        out = new_outputs(size, self._stream.known.shape[0])
+        rows = np.empty(size, np.int64)
+        self._evicted = 0
+        first = 0
+        find = self._rows.get
+        for i, context in enumerate(batch.contexts):
+            row = find(context)
+            if row is None:
+                if len(self._rows) == self._limit:
+                    self._play(batch, rows, first, i, out)
+                    first = i
+                row = self._new_row(context)
+            rows[i] = row
+        self._play(batch, rows, first, size, out)
+        return self._decisions(out)
+
+    def _check(self, batch: Batch) -> None:
+        """The kernel checks no bounds: refuse what would write outside its arrays."""
+        size, slots = len(batch.contexts), self._stream.known.shape[0]
+        assert batch.x.shape == (size, self._schema.width)
+        assert batch.x.dtype == np.float32
+        assert batch.x.flags.c_contiguous
+        assert batch.y.shape == (size,)
+        assert batch.y.dtype == np.float64
+        if size and not self._regression:
+            assert not ((batch.y < 0) | (batch.y >= slots)).any()
+
+    def _new_row(self, context: Context) -> int:
+        row = len(self._rows)
+        if row == self._limit:
+            row = self._evict()
+        elif row == self._contexts.labels.shape[0]:
+            self._contexts = grow(self._contexts, min(2 * row, self._limit))
+        self._rows[context] = row
+        return row
+
+    def _evict(self) -> int:
+        """Forget the least recently used context; return its row."""
+        row = int(self._contexts.used.argmin())
+        context = next(c for c, r in self._rows.items() if r == row)
+        del self._rows[context]
+        self._detectors.pop(row, None)
+        self._contexts.version[row] = -1
+        self._evicted += 1
+        return row
+
+    def _play(self, batch: Batch, rows: Ints, first: int, last: int, out: Outputs) -> None:
+        arguments = (
+            self._contexts,
+            self._stream,
+            self._meta,
+            self._policy,
+            self._scratch,
+            rows,
+            batch.x,
+            batch.y,
+        )
+        if self._prototype is None:
+            kernel.play(*arguments, first, last, out)
+            return
+        for i in range(first, last):
+            kernel.play_to_signal(*arguments, i, out)
+            level = DriftLevel.STABLE
+            if not np.isnan(batch.y[i]):
+                level = self._detect(int(rows[i]), batch, out, i)
+            kernel.play_from_level(*arguments, i, int(level), out)
+
+    def _detect(self, row: int, batch: Batch, out: Outputs, i: int) -> DriftLevel:
+        """Ask the context's river detector, a new one after each drift."""
+        detector = self._detectors.get(row)
+        if detector is None:
+            assert self._prototype is not None
+            detector = self._detectors[row] = self._prototype.clone()
+        if self._binary:
+            detector.update(bool(out.predictions[i].argmax() != batch.y[i]))
+        else:
+            detector.update(float(out.signal[i]))
+        level = detectors.level_of(detector)
+        if level is DriftLevel.DRIFT:
+            del self._detectors[row]
+        return level
+
+    def _decisions(self, out: Outputs) -> Decisions:
+        return Decisions(
+            predictions=out.predictions,
+            spread=out.spread,
+            loss=out.loss,
+            loss_init=out.loss_init,
+            loss_baseline=out.loss_baseline,
+            levels=out.levels,
+            triggers=out.triggers,
+            results=out.results,
+            loss_before=out.loss_before,
+            loss_after=out.loss_after,
+            support=out.support,
+            gradient_norm=out.gradient_norm,
+            nonfinite=out.nonfinite,
+            versions=out.versions,
+            evicted=self._evicted,
+        )
+
+
+def policy_of(config: Config) -> Policy:
+    """The kernel's constants from the configuration."""
+    learner = config.learner
+    detector = detectors.parameters_of(learner.detector, config.label.task)
+    warmup = np.zeros(learner.support_size + 1, np.bool_)
+    warmup[list(learner.warmup)] = True
+    return Policy(
+        regression=config.label.task is Task.REGRESSION,
+        warmup=warmup,
+        after_drift=learner.after_drift,
+        refresh_every=learner.refresh_every,
+        held_out_test=learner.held_out_test,
+        clip=learner.clip_norm,
+        min_instances=float(detector.get("min_instances", 0)),
+        delta=float(detector.get("delta", 0)),
+        threshold=float(detector.get("threshold", 0)),
+        alpha=float(detector.get("alpha", 1 - 0.0001)),
+        baseline_rate=learner.baseline_rate,
+    )

@@ -1,0 +1,216 @@
+"""From decoded events to a batch: features to numbers, labels to class slots.
+
+Rule: what is not right is returned with its reason, never raised and never dropped; a rejected
+event leaves no trace, not even a new class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from streammaml.config import NUMBER_LIMIT, Feature, FeatureType, LabelConfig
+from streammaml.errors import RejectedError
+from streammaml.events import Batch, Event, Float32s, Floats, Label, Reason, Task
+
+
+class Rejected(NamedTuple):
+    index: int
+    """Place in what was given."""
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collated:
+    """A batch, and what could not join it."""
+
+    batch: Batch
+    kept: list[int]
+    """Place of each event of the batch in what was given."""
+    rejected: list[Rejected] = field(default_factory=list)
+    unknown_categories: int = 0
+
+
+def canonical(value: Label) -> str:
+    """One text for each class or category, however JSON wrote it: 3, 3.0 and "3" are the same."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+class Labels:
+    """The classes of a partition by slot, or plain numbers for a regression."""
+
+    def __init__(self, config: LabelConfig, known: Sequence[Label] = ()) -> None:
+        self._config = config
+        self._open = config.task is Task.CLASSIFICATION and not config.classes
+        self.classes: list[Label] = list(config.classes or known)
+        self._slots = {canonical(label): i for i, label in enumerate(self.classes)}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._slots)
+
+    def encode(self, label: Label) -> float:
+        """Class slot, or the value. A new class of an open list gets the next slot."""
+        if self._config.task is Task.REGRESSION:
+            return _value(label)
+        if isinstance(label, float) and not math.isfinite(label):
+            raise RejectedError(Reason.NONFINITE, f"label {label} is not finite")
+        name = canonical(label)
+        slot = self._slots.get(name)
+        if slot is not None:
+            return slot
+        if not self._open:
+            raise RejectedError(Reason.LABEL, f"label {name!r:.80} is not in label.classes")
+        if len(self.classes) == self._config.slots:
+            raise RejectedError(
+                Reason.LABEL,
+                f"label {name!r:.80} would be class {len(self.classes) + 1}; "
+                f"label.max_classes is {self._config.slots}",
+            )
+        self.classes.append(label)
+        self._slots[name] = len(self._slots)
+        return len(self._slots) - 1
+
+
+def _value(label: Label) -> float:
+    if isinstance(label, str | bool):
+        raise RejectedError(Reason.LABEL, f"label {label!r:.80} is not a number")
+    try:
+        value = float(label)
+    except OverflowError:
+        value = math.inf
+    if not abs(value) <= NUMBER_LIMIT:
+        raise RejectedError(
+            Reason.NONFINITE, f"label {value} is not finite or beyond {NUMBER_LIMIT:g}"
+        )
+    return value
+
+
+class Schema:
+    """How a features struct becomes D numbers: numbers as they are, booleans 0/1, one-hot rest."""
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self._features = tuple(features)
+        self._slots = {
+            column: {name: slot for slot, name in enumerate(f.categories)}
+            for column, f in enumerate(features)
+            if f.type is FeatureType.CATEGORY
+        }
+        self._ranges = [(column, f) for column, f in enumerate(features) if f.range is not None]
+        self.width = sum(len(f.categories) or 1 for f in features)
+
+    def collate(self, events: Sequence[Event], labels: Labels) -> Collated:
+        """Stack events in their order; ``labels`` learns the classes of those that are kept."""
+        whole = [i for i, e in enumerate(events) if e.features is not None and e.context]
+        rejected = []
+        if len(whole) < len(events):
+            rejected = [_incomplete(i, events[i]) for i in sorted({*range(len(events))} - {*whole})]
+        rows = [msgspec.structs.astuple(events[i].features) for i in whole]
+        numbers, unknown = self._numbers(rows)
+        bad = self._bad(numbers, rows)
+        kept: list[int] = []
+        keep: list[int] = []
+        y: list[float] = []
+        for row, i in enumerate(whole):
+            label = events[i].label
+            try:
+                if bad and row in bad:
+                    raise bad[row]
+                y.append(math.nan if label is None else labels.encode(label))
+            except RejectedError as error:
+                rejected.append(Rejected(i, error.reason, str(error)))
+                continue
+            kept.append(i)
+            keep.append(row)
+        if len(keep) < len(rows):
+            numbers = numbers[keep]
+        batch = Batch(
+            contexts=[str(events[i].context) for i in kept],
+            x=self._one_hot(numbers),
+            y=np.array(y, np.float64),
+        )
+        return Collated(
+            batch=batch, kept=kept, rejected=sorted(rejected), unknown_categories=unknown
+        )
+
+    def _numbers(self, rows: list[tuple[object, ...]]) -> tuple[Floats, int]:
+        """One number for each feature, NaN where missing; categories as their slot, else −1."""
+        shape = (len(rows), len(self._features))
+        if not self._slots:
+            return np.array(rows, np.float64).reshape(shape), 0
+        numbers = np.empty(shape)
+        unknown = 0
+        for column, values in enumerate(zip(*rows, strict=True)):
+            slots = self._slots.get(column)
+            if slots is not None:
+                found = [None if v is None else slots.get(canonical(v), -1) for v in values]
+                unknown += found.count(-1)
+                values = tuple(found)
+            numbers[:, column] = np.array(values, np.float64)
+        return numbers, unknown
+
+    def _bad(self, numbers: Floats, rows: list[tuple[object, ...]]) -> dict[int, RejectedError]:
+        """Rows with a number that is NaN, infinite, too large or out of its range."""
+        bad = {}
+        for row, column in np.argwhere(np.abs(numbers) > NUMBER_LIMIT):
+            bad[int(row)] = self._nonfinite(column, numbers[row, column])
+        for row, column in np.argwhere(np.isnan(numbers)):
+            if rows[row][column] is not None:
+                bad[int(row)] = self._nonfinite(column, numbers[row, column])
+        for column, feature in self._ranges:
+            low, high = feature.range or (-math.inf, math.inf)
+            values = numbers[:, column]
+            for row in np.flatnonzero((values < low) | (values > high)):
+                bad.setdefault(
+                    int(row),
+                    RejectedError(
+                        Reason.SCHEMA,
+                        f"feature {feature.name!r} is {values[row]:g}, outside [{low:g}, {high:g}]",
+                    ),
+                )
+        return bad
+
+    def _nonfinite(self, column: int, value: float) -> RejectedError:
+        return RejectedError(
+            Reason.NONFINITE,
+            f"feature {self._features[column].name!r} is {value:g}: not finite, or beyond "
+            f"{NUMBER_LIMIT:g}; a missing number is null",
+        )
+
+    def _one_hot(self, numbers: Floats) -> Float32s:
+        if not self._slots:
+            return np.ascontiguousarray(numbers, np.float32)
+        x = np.zeros((len(numbers), self.width), np.float32)
+        first = 0
+        for column in range(len(self._features)):
+            values, slots = numbers[:, column], self._slots.get(column)
+            if slots is None:
+                x[:, first] = values
+                first += 1
+                continue
+            for slot in range(len(slots)):
+                x[:, first + slot] = np.where(np.isnan(values), np.nan, values == slot)
+            first += len(slots)
+        return x
+
+
+def _incomplete(index: int, event: Event) -> Rejected:
+    if not event.context:
+        return Rejected(
+            index, Reason.CONTEXT, "no context: give the field `context` or a record key"
+        )
+    if event.label is None:
+        return Rejected(index, Reason.SCHEMA, "neither features nor a label")
+    return Rejected(
+        index, Reason.LATE, "a label without features: labels that come later are not joined yet"
+    )

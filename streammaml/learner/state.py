@@ -1,0 +1,198 @@
+"""The arrays of a partition: everything the learner knows, as plain NumPy arrays.
+
+Rule: a context is a row; a row's state is that row of every array of :class:`ContextState`, and
+nothing else. What is stream-wide is :class:`StreamState`, one for each partition. ``Scratch`` and
+``Outputs`` hold nothing that outlives a call.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streammaml.events import Codes, Float32s, Floats
+from streammaml.initialization import Initialization
+
+Ints = NDArray[np.int64]
+
+
+class ContextState(NamedTuple):
+    """One row for each context."""
+
+    fast: Float32s  # [C, P] fast weights
+    support_x: Float32s  # [C, S, D] ring of raw examples, NaN where missing
+    support_y: Floats  # [C, S] class slot or value
+    labels: Ints  # [C] labels learned; 0 to 2^63
+    segment: Ints  # [C] labels since the current segment began
+    detector: Floats  # [C, 4] Page-Hinkley
+    error_scale: Floats  # [C] running mean of |error|, regression
+    x_count: Floats  # [C, D] Welford: count, mean, sum of squared deviations
+    x_mean: Floats  # [C, D]
+    x_m2: Floats  # [C, D]
+    baseline: Float32s  # [C, P], or [C, 0] where it is off
+    version: Ints  # [C] initialization behind the fast weights; -1: row not begun
+    used: Ints  # [C] the partition's event count at the context's latest event
+
+
+class StreamState(NamedTuple):
+    """One for each partition."""
+
+    x_count: Floats  # [D] Welford over the stream
+    x_mean: Floats  # [D]
+    x_m2: Floats  # [D]
+    x_shift: Floats  # [D] mean, variance and 1/√variance as served
+    x_variance: Floats  # [D]
+    x_inverse: Floats  # [D] 0 where constant
+    y_moments: Floats  # [2] mean, sum of squared deviations
+    y_scale: Floats  # [2] mean and standard deviation as served
+    y_range: Floats  # [2] least and greatest label
+    counts: Ints  # [2] labels learned, events seen
+    known: NDArray[np.bool_]  # [K] classes that exist
+
+
+class Meta(NamedTuple):
+    """The initialization in use."""
+
+    theta: Float32s  # [P]
+    rates: Float32s  # [steps, 2L]
+    sizes: Ints  # [L+1]
+    version: int
+
+
+class Policy(NamedTuple):
+    """When to adapt and when to call it drift; see ALGORITHM 2.3 and the configuration."""
+
+    regression: bool
+    warmup: NDArray[np.bool_]  # [S+1] adapt when the segment has so many labels
+    after_drift: int
+    refresh_every: int
+    held_out_test: bool
+    clip: float
+    min_instances: float
+    delta: float
+    threshold: float
+    alpha: float
+    baseline_rate: float
+
+
+class Scratch(NamedTuple):
+    """Room for one event's work; belongs to one partition, so that partitions run in threads."""
+
+    activations: Float32s  # [L+1, S, W]
+    deltas: Float32s  # [2, S, W]
+    turned: Float32s  # [W·W]
+    gradient: Float32s  # [P]
+    candidate: Float32s  # [P]
+    lanes: Float32s  # [max(64, K)]
+    y: Floats  # [S]
+    mean: Floats  # [D] the context's scale for this event
+    inverse: Floats  # [D]
+    unit_rates: Float32s  # [2L] ones
+
+
+class Outputs(NamedTuple):
+    """What the kernel decided, aligned with the batch; see ``events.Decisions``."""
+
+    predictions: Float32s  # [B, K]
+    initial: Float32s  # [B, K] of the unadapted initialization
+    loss: Floats  # [B]
+    loss_init: Floats
+    loss_baseline: Floats
+    signal: Floats  # what the detector was fed
+    loss_before: Floats
+    loss_after: Floats
+    spread: Floats  # regression: the context's running mean |error|
+    gradient_norm: Floats
+    support: Ints
+    versions: Ints
+    levels: Codes
+    triggers: Codes
+    results: Codes
+    nonfinite: Codes
+
+
+def new_contexts(
+    capacity: int, meta: Meta, support: int, width: int, baseline: bool
+) -> ContextState:
+    """Arrays for ``capacity`` contexts, none begun."""
+    parameters = meta.theta.shape[0]
+    return ContextState(
+        fast=np.zeros((capacity, parameters), np.float32),
+        support_x=np.zeros((capacity, support, width), np.float32),
+        support_y=np.zeros((capacity, support)),
+        labels=np.zeros(capacity, np.int64),
+        segment=np.zeros(capacity, np.int64),
+        detector=np.zeros((capacity, 4)),
+        error_scale=np.zeros(capacity),
+        x_count=np.zeros((capacity, width)),
+        x_mean=np.zeros((capacity, width)),
+        x_m2=np.zeros((capacity, width)),
+        baseline=np.zeros((capacity, parameters if baseline else 0), np.float32),
+        version=np.full(capacity, -1, np.int64),
+        used=np.zeros(capacity, np.int64),
+    )
+
+
+def grow(contexts: ContextState, capacity: int) -> ContextState:
+    """The same contexts in larger arrays; the new rows are not begun."""
+    grown = []
+    for name, array in zip(contexts._fields, contexts, strict=True):
+        more = np.zeros((capacity, *array.shape[1:]), array.dtype)
+        if name == "version":
+            more.fill(-1)
+        more[: array.shape[0]] = array
+        grown.append(more)
+    return ContextState(*grown)
+
+
+def new_stream(width: int, slots: int, known: int) -> StreamState:
+    """A partition that has seen nothing; the first ``known`` classes exist."""
+    return StreamState(
+        x_count=np.zeros(width),
+        x_mean=np.zeros(width),
+        x_m2=np.zeros(width),
+        x_shift=np.zeros(width),
+        x_variance=np.ones(width),
+        x_inverse=np.ones(width),
+        y_moments=np.zeros(2),
+        y_scale=np.array([0.0, 1.0]),
+        y_range=np.array([np.inf, -np.inf]),
+        counts=np.zeros(2, np.int64),
+        known=np.arange(slots) < known,
+    )
+
+
+def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
+    widest = int(meta.sizes.max())
+    parameters = meta.theta.shape[0]
+    return Scratch(
+        activations=np.zeros((len(meta.sizes), support, widest), np.float32),
+        deltas=np.zeros((2, support, widest), np.float32),
+        turned=np.zeros(widest * widest, np.float32),
+        gradient=np.zeros(parameters, np.float32),
+        candidate=np.zeros(parameters, np.float32),
+        lanes=np.zeros(max(64, int(meta.sizes[-1])), np.float32),
+        y=np.zeros(support),
+        mean=np.zeros(width),
+        inverse=np.zeros(width),
+        unit_rates=np.ones(2 * (len(meta.sizes) - 1), np.float32),
+    )
+
+
+def new_outputs(events: int, slots: int) -> Outputs:
+    nan = np.full((8, events), np.nan)
+    counts = np.zeros((2, events), np.int64)
+    codes = np.zeros((4, events), np.uint8)
+    probabilities = np.zeros((2, events, slots), np.float32)
+    return Outputs(*probabilities, *nan, *counts, *codes)
+
+
+def meta_of(initialization: Initialization) -> Meta:
+    return Meta(
+        theta=initialization.theta(),
+        rates=np.ascontiguousarray(initialization.tensors["rates"]).copy(),
+        sizes=np.array(initialization.spec.sizes, np.int64),
+        version=initialization.version,
+    )
