@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 Headers = Sequence[tuple[str, bytes]]
 
 
-class Partition(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Partition:
     topic: str
     index: int
 
@@ -77,6 +78,10 @@ class Source(Protocol):
 
     def lag(self) -> Mapping[Partition, int]:
         """Records between the position of each assigned partition and its end."""
+        ...
+
+    def check(self) -> None:
+        """Ask the broker for anything; UnavailableError if it does not answer in some seconds."""
         ...
 
     def close(self) -> None:

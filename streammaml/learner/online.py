@@ -84,7 +84,7 @@ class Learner:
         return self._meta.version
 
     def swap(self, initialization: Initialization) -> None:
-        """Use a new initialization: fast weights stay, the next adaptation starts from the new θ."""
+        """Use a new initialization; fast weights stay until their next adaptation from θ."""
         check_fits(initialization, self._spec)
         self._meta = meta_of(initialization)
 

@@ -20,8 +20,8 @@ from streammaml.events import Batch, Event, Float32s, Floats, Label, Reason, Tas
 
 
 class Rejected(NamedTuple):
-    index: int
-    """Place in what was given."""
+    place: int
+    """In what was given."""
     reason: Reason
     message: str
 
@@ -204,13 +204,13 @@ class Schema:
         return x
 
 
-def _incomplete(index: int, event: Event) -> Rejected:
+def _incomplete(place: int, event: Event) -> Rejected:
     if not event.context:
         return Rejected(
-            index, Reason.CONTEXT, "no context: give the field `context` or a record key"
+            place, Reason.CONTEXT, "no context: give the field `context` or a record key"
         )
     if event.label is None:
-        return Rejected(index, Reason.SCHEMA, "neither features nor a label")
+        return Rejected(place, Reason.SCHEMA, "neither features nor a label")
     return Rejected(
-        index, Reason.LATE, "a label without features: labels that come later are not joined yet"
+        place, Reason.LATE, "a label without features: labels that come later are not joined yet"
     )

@@ -137,14 +137,12 @@ def new_contexts(
 
 def grow(contexts: ContextState, capacity: int) -> ContextState:
     """The same contexts in larger arrays; the new rows are not begun."""
-    grown = []
-    for name, array in zip(contexts._fields, contexts, strict=True):
-        more = np.zeros((capacity, *array.shape[1:]), array.dtype)
-        if name == "version":
-            more.fill(-1)
-        more[: array.shape[0]] = array
-        grown.append(more)
-    return ContextState(*grown)
+    more = capacity - contexts.labels.shape[0]
+    grown = ContextState(
+        *(np.concatenate([a, np.zeros((more, *a.shape[1:]), a.dtype)]) for a in contexts)
+    )
+    grown.version[-more:] = -1
+    return grown
 
 
 def new_stream(width: int, slots: int, known: int) -> StreamState:

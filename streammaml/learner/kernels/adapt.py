@@ -37,7 +37,7 @@ def norm(values: Float32s, lanes: Float32s) -> float:
         total += lanes[j]
     for i in range(whole, values.shape[0]):
         total += np.float64(values[i]) * values[i]
-    return np.sqrt(total)
+    return float(np.sqrt(total))
 
 
 @jit

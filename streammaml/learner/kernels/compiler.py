@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
-import numba  # type: ignore[import-untyped]  # ships no types
+import numba
+from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -23,25 +24,25 @@ def _digest() -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-CACHE = Path(numba.config.CACHE_DIR or Path.home() / ".cache" / "streammaml" / "kernels")
+SETTINGS = vars(config)
+CACHE = Path(SETTINGS["CACHE_DIR"] or Path.home() / ".cache" / "streammaml" / "kernels")
 FOLDER = CACHE / _digest()
 
 
 def jit(function: F) -> F:
     """Compile ``function`` at its first call for the types of that call."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(FOLDER)
+    before = SETTINGS["CACHE_DIR"]
+    SETTINGS["CACHE_DIR"] = str(FOLDER)
     try:
         return _compile(function, cache=True)
     except (RuntimeError, OSError):  # "no locator available": a read-only home
         return _compile(function, cache=False)
     finally:
-        numba.config.CACHE_DIR = before
+        SETTINGS["CACHE_DIR"] = before
 
 
 def _compile(function: F, *, cache: bool) -> F:
-    compiled: F = numba.njit(nogil=True, cache=cache, error_model="numpy")(function)
-    return compiled
+    return cast(F, numba.njit(nogil=True, cache=cache, error_model="numpy")(function))
 
 
 def is_cached() -> bool:

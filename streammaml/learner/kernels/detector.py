@@ -50,7 +50,7 @@ def update(detector: Floats, signal: float, policy: Policy) -> int:
 @jit
 def class_signal(probability: float) -> float:
     """Log-loss of the true class's probability, floored at .02."""
-    return -np.log(max(probability, SIGNAL_FLOOR))
+    return float(-np.log(max(probability, SIGNAL_FLOOR)))
 
 
 @jit
@@ -59,4 +59,4 @@ def error_signal(error_scale: Floats, row: int, error: float) -> float:
     size = abs(error)
     scale = error_scale[row]
     error_scale[row] = (1.0 - ERROR_RATE) * scale + ERROR_RATE * min(size, ERROR_LIMIT * scale)
-    return min(size / scale, ERROR_LIMIT)
+    return float(min(size / scale, ERROR_LIMIT))

@@ -4,14 +4,14 @@ Rule: the cut of a stream into calls changes no bit. So everything here takes on
 before the next begins, and nothing reads a clock or draws a random number.
 
 Arguments everywhere: the arrays of ``learner.state``; ``row`` of the event's context; ``i`` its
-place in the batch. ``x`` [B, D] float32, NaN where missing; ``y`` [B] float64, NaN where unlabelled.
+place in the batch. ``x`` [B, D] float32, NaN if missing; ``y`` [B] float64, NaN if unlabelled.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from streammaml.events import Codes, Float32s, Floats
+from streammaml.events import Float32s, Floats
 from streammaml.learner.kernels import adapt as inner_loop
 from streammaml.learner.kernels import baseline, detector, network, scaler
 from streammaml.learner.kernels.compiler import jit
@@ -120,8 +120,8 @@ def predict(
 def loss_of(prediction: Float32s, y: float, stream: StreamState, policy: Policy) -> float:
     """Log-loss with the probability floored at .002; or |error| in standard deviations of y."""
     if policy.regression:
-        return abs(prediction[0] - y) / stream.y_scale[1]
-    return -np.log(max(np.float64(prediction[int(y)]), LOSS_FLOOR))
+        return float(abs(prediction[0] - y) / stream.y_scale[1])
+    return float(-np.log(max(np.float64(prediction[int(y)]), LOSS_FLOOR)))
 
 
 @jit
