@@ -60,7 +60,7 @@ class RejectionLimit:
 
 
 class PartitionPlayer:
-    """The learner of one partition with its wire formats."""
+    """The learner of one partition with its wire formats; makes no messages unless ``publish``."""
 
     def __init__(
         self,
@@ -68,7 +68,9 @@ class PartitionPlayer:
         config: Config,
         initialization: Initialization,
         limit: RejectionLimit,
+        publish: bool = True,
     ) -> None:
+        self._publish = publish
         self._partition = partition
         self._decode = EventDecoder(
             config.features, config.worker.format, config.worker.max_record_bytes
@@ -147,6 +149,8 @@ class PartitionPlayer:
         decisions: Decisions,
         rejected: Sequence[Rejected],
     ) -> list[Message]:
+        if not self._publish:
+            return []
         offsets = [records[place].offset for place in kept]
         labels = self.learner.labels
         messages = self._encoder.predictions(

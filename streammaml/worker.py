@@ -178,7 +178,7 @@ class Worker:
             return 0
         played = player.play(records)
         assert self._sink is not None
-        if self._publish:
+        if played.messages:
             self._sink.send(played.messages)
         self._offsets[partition] = played.next_offset
         self._uncommitted += played.records
@@ -241,7 +241,7 @@ class Worker:
             self._offsets.pop(partition, None)
         for partition in change.assigned:
             self._players[partition] = PartitionPlayer(
-                partition, self._config, self._initialization, self._limit
+                partition, self._config, self._initialization, self._limit, self._publish
             )
         log.info(
             "rebalanced",

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from streammaml.config import KafkaConfig
+from streammaml.errors import GapError
+
 Headers = Sequence[tuple[str, bytes]]
 
 
@@ -70,7 +73,8 @@ class Source(Protocol):
 
         Every partition starts at its group's committed offset, as read_committed sees it.
         ``on_rebalance`` is called from within, before any record of a new partition is returned
-        and before a revoked partition can be read by another member.
+        and before a revoked partition can be read by another member; perhaps on another thread
+        while this one waits. It may use the sink, not the source (save ``member``).
         """
         ...
 
@@ -108,3 +112,29 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def first_offset(
+    partition: Partition, committed: int | None, held: tuple[int, int], config: KafkaConfig
+) -> int:
+    """Where a new owner of the partition starts reading.
+
+    ``held`` is its first offset still there and its end. GapError where what follows
+    ``committed`` is gone, unless ``on_gap`` accepts that: then the first one still there.
+    """
+    beginning, end = held
+    if committed is None:
+        return beginning if config.start == "earliest" else end
+    if beginning <= committed <= end:
+        return committed
+    if config.on_gap == "accept":
+        return beginning
+    name = f"{partition.topic}-{partition.index}"
+    if committed < beginning:
+        lost = f"the broker holds {beginning} and later: {beginning - committed} records are lost"
+    else:
+        lost = f"it ends at {end}: it was made anew or cut"
+    raise GapError(
+        f"group {config.group!r} goes on at offset {committed} of {name}, but {lost}. "
+        f"To go on at {beginning}: --set kafka.on_gap=accept"
+    )

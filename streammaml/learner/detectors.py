@@ -23,14 +23,15 @@ DEFAULTS: Mapping[Task, Mapping[str, float | int | str]] = {
 }
 
 Parameters = dict[str, float | int | str | bool]
+Detector = base.DriftDetector | base.BinaryDriftDetector
 
 
-def _names() -> dict[str, type[base.DriftDetector]]:
-    found: dict[str, type[base.DriftDetector]] = {}
+def _names() -> dict[str, type[Detector]]:
+    found: dict[str, type[Detector]] = {}
     for module in (drift, binary):
         for name in module.__all__:
             kind = getattr(module, name, None)  # __all__ has names that do not exist
-            if inspect.isclass(kind) and issubclass(kind, base.DriftDetector):
+            if inspect.isclass(kind) and issubclass(kind, Detector):
                 found[name] = kind
     return found
 
@@ -52,7 +53,7 @@ def is_binary(config: DetectorConfig) -> bool:
     return issubclass(NAMES[config.name], base.BinaryDriftDetector)
 
 
-def build(config: DetectorConfig, task: Task) -> base.DriftDetector:
+def build(config: DetectorConfig, task: Task) -> Detector:
     """Make one river detector; ConfigError names the right names and parameters."""
     kind = NAMES.get(config.name)
     if kind is None:
@@ -74,7 +75,7 @@ def build(config: DetectorConfig, task: Task) -> base.DriftDetector:
         ) from error
 
 
-def level_of(detector: base.DriftDetector) -> DriftLevel:
+def level_of(detector: Detector) -> DriftLevel:
     if detector.drift_detected:
         return DriftLevel.DRIFT
     if getattr(detector, "warning_detected", False):

@@ -15,16 +15,18 @@ from streammaml.config import Config
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Task
 from streammaml.initialization import Initialization, check_fits, spec_of
 from streammaml.learner import detectors
-from streammaml.learner.kernels import step as kernel
+from streammaml.learner.kernels import entry as kernel
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.state import (
     Ints,
     Outputs,
+    Packed,
     Policy,
     grow,
     meta_of,
     new_contexts,
     new_outputs,
+    new_packed,
     new_scratch,
     new_stream,
 )
@@ -62,16 +64,21 @@ class Learner:
         known = 0 if self._regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
+        self._bundle = self._new_bundle()
         prototype = detectors.build(learner.detector, config.label.task)
         compiled = detectors.is_compiled(learner.detector, config.label.task)
         self._prototype = None if compiled else prototype
-        self._binary = detectors.is_binary(learner.detector)
-        self._detectors: dict[int, base.DriftDetector] = {}
+        self._detectors: dict[int, detectors.Detector] = {}
         self._evicted = 0
 
     def __len__(self) -> int:
         """Contexts in memory."""
         return len(self._rows)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._schema.width
 
     @property
     def state_bytes(self) -> int:
@@ -87,6 +94,7 @@ class Learner:
         """Use a new initialization; fast weights stay until their next adaptation from θ."""
         check_fits(initialization, self._spec)
         self._meta = meta_of(initialization)
+        self._bundle = self._new_bundle()
 
     def collate(self, events: Sequence[Event]) -> Collated:
         """Stack events for :meth:`step`; learns the classes of an open label as they appear."""
@@ -96,7 +104,7 @@ class Learner:
         """Predict and score every event with what was known before it, then learn from it."""
         size = len(batch.contexts)
         self._check(batch)
-        out = new_outputs(size, self._stream.known.shape[0])
+        packed = new_packed(size, self._stream.known.shape[0])
         rows = np.empty(size, np.int64)
         self._evicted = 0
         first = 0
@@ -105,23 +113,22 @@ class Learner:
             row = find(context)
             if row is None:
                 if len(self._rows) == self._limit:
-                    self._play(batch, rows, first, i, out)
+                    self._play(batch, rows, first, i, packed)
                     first = i
                 row = self._new_row(context)
             rows[i] = row
-        self._play(batch, rows, first, size, out)
-        return self._decisions(out)
+        self._play(batch, rows, first, size, packed)
+        return self._decisions(new_outputs(packed))
+
+    def _new_bundle(self) -> kernel.Bundle:
+        """Again whenever an array was replaced."""
+        return kernel.bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch)
 
     def _check(self, batch: Batch) -> None:
-        """The kernel checks no bounds: refuse what would write outside its arrays."""
-        size, slots = len(batch.contexts), self._stream.known.shape[0]
-        assert batch.x.shape == (size, self._schema.width)
-        assert batch.x.dtype == np.float32
+        """The kernel checks no bounds: refuse what would reach outside its arrays."""
+        assert batch.x.shape == (len(batch.contexts), self._schema.width)
         assert batch.x.flags.c_contiguous
-        assert batch.y.shape == (size,)
-        assert batch.y.dtype == np.float64
-        if size and not self._regression:
-            assert not ((batch.y < 0) | (batch.y >= slots)).any()
+        assert batch.y.shape == batch.x.shape[:1]
 
     def _new_row(self, context: Context) -> int:
         row = len(self._rows)
@@ -129,6 +136,7 @@ class Learner:
             row = self._evict()
         elif row == self._contexts.labels.shape[0]:
             self._contexts = grow(self._contexts, min(2 * row, self._limit))
+            self._bundle = self._new_bundle()
         self._rows[context] = row
         return row
 
@@ -142,26 +150,17 @@ class Learner:
         self._evicted += 1
         return row
 
-    def _play(self, batch: Batch, rows: Ints, first: int, last: int, out: Outputs) -> None:
-        arguments = (
-            self._contexts,
-            self._stream,
-            self._meta,
-            self._policy,
-            self._scratch,
-            rows,
-            batch.x,
-            batch.y,
-        )
+    def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
         if self._prototype is None:
-            kernel.play(*arguments, first, last, out)
+            kernel.play(self._bundle, rows, batch.x, batch.y, first, last, packed)
             return
+        out = new_outputs(packed)
         for i in range(first, last):
-            kernel.play_to_signal(*arguments, i, out)
+            kernel.play_to_signal(self._bundle, rows, batch.x, batch.y, i, packed)
             level = DriftLevel.STABLE
             if not np.isnan(batch.y[i]):
                 level = self._detect(int(rows[i]), batch, out, i)
-            kernel.play_from_level(*arguments, i, int(level), out)
+            kernel.play_from_level(self._bundle, rows, batch.x, batch.y, i, int(level), packed)
 
     def _detect(self, row: int, batch: Batch, out: Outputs, i: int) -> DriftLevel:
         """Ask the context's river detector, a new one after each drift."""
@@ -169,7 +168,7 @@ class Learner:
         if detector is None:
             assert self._prototype is not None
             detector = self._detectors[row] = self._prototype.clone()
-        if self._binary:
+        if isinstance(detector, base.BinaryDriftDetector):
             detector.update(bool(out.predictions[i].argmax() != batch.y[i]))
         else:
             detector.update(float(out.signal[i]))
@@ -217,3 +216,10 @@ def policy_of(config: Config) -> Policy:
         alpha=float(detector.get("alpha", 1 - 0.0001)),
         baseline_rate=learner.baseline_rate,
     )
+
+
+def warm_up(config: Config, initialization: Initialization) -> None:
+    """Compile the kernels, or load them from the cache, by playing one event."""
+    learner = Learner(config, initialization)
+    x = np.zeros((1, learner.width), np.float32)
+    learner.step(Batch(contexts=[""], x=x, y=np.zeros(1)))

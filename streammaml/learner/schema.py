@@ -111,7 +111,11 @@ class Schema:
 
     def collate(self, events: Sequence[Event], labels: Labels) -> Collated:
         """Stack events in their order; ``labels`` learns the classes of those that are kept."""
-        whole = [i for i, e in enumerate(events) if e.features is not None and e.context]
+        whole = [
+            i
+            for i, e in enumerate(events)
+            if e.features is not None and e.context is not None and e.context != ""
+        ]
         rejected = []
         if len(whole) < len(events):
             rejected = [_incomplete(i, events[i]) for i in sorted({*range(len(events))} - {*whole})]
@@ -205,7 +209,7 @@ class Schema:
 
 
 def _incomplete(place: int, event: Event) -> Rejected:
-    if not event.context:
+    if event.context is None or event.context == "":
         return Rejected(
             place, Reason.CONTEXT, "no context: give the field `context` or a record key"
         )

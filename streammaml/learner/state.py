@@ -113,6 +113,15 @@ class Outputs(NamedTuple):
     nonfinite: Codes
 
 
+class Packed(NamedTuple):
+    """The arrays whose rows are ``Outputs``, in its order."""
+
+    probabilities: Float32s  # [2, B, K]
+    numbers: Floats  # [8, B]
+    counts: Ints  # [2, B]
+    codes: Codes  # [4, B]
+
+
 def new_contexts(
     capacity: int, meta: Meta, support: int, width: int, baseline: bool
 ) -> ContextState:
@@ -179,12 +188,19 @@ def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
     )
 
 
-def new_outputs(events: int, slots: int) -> Outputs:
-    nan = np.full((8, events), np.nan)
-    counts = np.zeros((2, events), np.int64)
-    codes = np.zeros((4, events), np.uint8)
-    probabilities = np.zeros((2, events, slots), np.float32)
-    return Outputs(*probabilities, *nan, *counts, *codes)
+def new_packed(events: int, slots: int) -> Packed:
+    """Room for a batch's decisions: numbers NaN, codes 0."""
+    return Packed(
+        probabilities=np.zeros((2, events, slots), np.float32),
+        numbers=np.full((8, events), np.nan),
+        counts=np.zeros((2, events), np.int64),
+        codes=np.zeros((4, events), np.uint8),
+    )
+
+
+def new_outputs(packed: Packed) -> Outputs:
+    """Name the rows of ``packed``; ``kernels.entry.unpack`` does the same in compiled code."""
+    return Outputs(*packed.probabilities, *packed.numbers, *packed.counts, *packed.codes)
 
 
 def meta_of(initialization: Initialization) -> Meta:

@@ -137,6 +137,7 @@ def score(
     out: Outputs,
 ) -> None:
     """Charge the stored predictions of event ``i`` with its label; set the detector's signal."""
+    assert policy.regression or 0 <= int(y) < stream.known.shape[0]
     out.loss[i] = loss_of(out.predictions[i], y, stream, policy)
     out.loss_init[i] = loss_of(out.initial[i], y, stream, policy)
     if contexts.baseline.shape[1] > 0:
@@ -284,7 +285,8 @@ def adapt(
     out.gradient_norm[i] = length
     if np.isfinite(length):
         contexts.fast[row] = scratch.candidate
-        contexts.version[row] = meta.version
+        if not continued:
+            contexts.version[row] = meta.version
         out.results[i] = ACCEPTED
     else:
         out.results[i] = DIVERGED

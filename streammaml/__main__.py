@@ -1,0 +1,5 @@
+"""``python -m streammaml``."""
+
+from streammaml.cli import main
+
+main()

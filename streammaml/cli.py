@@ -1,0 +1,399 @@
+"""The command line: flags, environment, signals, wiring. The only place that reads the environment.
+
+Rule: a command imports what it needs when it runs, so that ``health`` and ``--help`` stay light.
+Exit codes: 0, 1 failure, 2 usage, 69 broker unavailable, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from streammaml import config as settings
+from streammaml.config import Config
+from streammaml.errors import ConfigError, StreamMAMLError
+
+app = typer.Typer(
+    help="Online adaptation for many contexts on Kafka.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Write, show and describe the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+DEFAULT_FILE = Path("streammaml.toml")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="TOML file [default: ./streammaml.toml if there is one]"),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting, such as kafka.group=shop"),
+]
+Bootstrap = Annotated[
+    str | None, typer.Option("--bootstrap-servers", "-b", help="Kafka, as host:port[,host:port]")
+]
+Features = Annotated[
+    str | None,
+    typer.Option(help="name[:type],…; types: number, boolean, category=a|b|c"),
+]
+TaskName = Annotated[str | None, typer.Option(help="classification or regression")]
+Classes = Annotated[str | None, typer.Option(help="The closed list of classes: a,b,c")]
+Initialization = Annotated[
+    Path | None, typer.Option(help="A file that `streammaml outer --once` wrote")
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    bootstrap_servers: Bootstrap = None,
+    group: Annotated[str | None, typer.Option(help="Consumer group")] = None,
+    instance: Annotated[
+        str | None, typer.Option(help="Name of this worker in its group [default: host name]")
+    ] = None,
+    features: Features = None,
+    task: TaskName = None,
+    classes: Classes = None,
+    initialization: Initialization = None,
+    port: Annotated[int | None, typer.Option(help="Metrics, health and live page; 0: any")] = None,
+) -> None:
+    """Run the worker: read events, predict, adapt, publish."""
+    flags = _flags(
+        {
+            "kafka.bootstrap_servers": bootstrap_servers,
+            "kafka.group": group,
+            "kafka.instance": instance,
+            "features": _features(features),
+            "label.task": task,
+            "label.classes": _list(classes),
+            "learner.initialization": None if initialization is None else str(initialization),
+            "web.port": port,
+        }
+    )
+    effective = _load(config, sets, flags)
+    _need_features(effective)
+    from streammaml.serving import serve
+
+    _configure_logging()
+    with _stop_on_signals() as stop:
+        serve(effective, stop)
+
+
+@app.command()
+def demo(
+    events: Annotated[int, typer.Option(min=1000, help="Events to score")] = 20_000,
+    headless: Annotated[bool, typer.Option(help="No page; as fast as it goes")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the summary as JSON")
+    ] = None,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second, with the page")] = 500.0,
+    port: Annotated[int, typer.Option(help="The page; 0: any free port")] = 9108,
+    browser: Annotated[bool, typer.Option(help="Open the page where there is a browser")] = True,
+    seed: int = 0,
+) -> None:
+    """Meta-train on a generated past, then adapt to the drifting present; compare."""
+    from streammaml.demo import DemoOptions, run_demo
+
+    _configure_logging(level="warning")
+    options = DemoOptions(
+        events=events,
+        rate=None if headless else rate,
+        port=None if headless else port,
+        browser=browser,
+        seed=seed,
+    )
+    with _stop_on_signals() as stop:
+        summary = run_demo(options, stop)
+    if json_file is not None:
+        json_file.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+@app.command()
+def feed(
+    file: Annotated[Path, typer.Argument(help="CSV, Parquet or JSON lines")],
+    label: Annotated[str | None, typer.Option(help="Column of the label")] = None,
+    features: Annotated[str | None, typer.Option(help="Columns: names and globs, 'f_*,temp'")] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Column of the context [default: all one context]")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Column of the event time")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many events")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Only every K-th row")] = 1,
+    corrupt: Annotated[
+        float, typer.Option(min=0, max=1, help="Damage this share of the events, for drills")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the damage")] = 0,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    bootstrap_servers: Bootstrap = None,
+    topic: Annotated[str | None, typer.Option(help="[default: events]")] = None,
+) -> None:
+    """Replay a file into the events topic, with progress."""
+    flags = _flags({"kafka.bootstrap_servers": bootstrap_servers, "topics.events": topic})
+    effective = _load(config, sets, flags)
+    from streammaml.serving import FeedOptions, feed_file
+
+    _configure_logging(level="warning")
+    options = FeedOptions(
+        file=file,
+        label=label,
+        features=features,
+        context=context,
+        time=time,
+        rate=rate,
+        limit=limit,
+        every=every,
+        corrupt=corrupt,
+        seed=seed,
+    )
+    with _stop_on_signals() as stop:
+        feed_file(effective, options, stop)
+
+
+@app.command()
+def outer(
+    source: Annotated[Path, typer.Option("--from", help="A history: CSV, Parquet or JSON lines")],
+    once: Annotated[bool, typer.Option("--once", help="Train once and write the result")] = False,
+    out: Annotated[Path, typer.Option(help="Where the initialization goes")] = Path(
+        "initialization.safetensors"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Outer steps")] = 1000,
+    rule: Annotated[str, typer.Option(help="fomaml or maml (second order)")] = "fomaml",
+    label: Annotated[str, typer.Option(help="Column of the label")] = "label",
+    context: Annotated[str | None, typer.Option(help="Column of the context")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Columns [default: the features of the configuration]")
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
+    """Meta-train an initialization from a history file."""
+    if not once:
+        raise ConfigError(
+            "the outer loop that follows a topic is not there yet: add --once to train from a file"
+        )
+    effective = _load(config, sets, {})
+    from streammaml.serving import train_from_file
+
+    _configure_logging(level="warning")
+    train_from_file(effective, source, out, steps, rule, label, context, features)
+
+
+@app.command()
+def topics(
+    config: ConfigFile = None, sets: Sets = None, bootstrap_servers: Bootstrap = None
+) -> None:
+    """Create the topics, or check those that exist."""
+    effective = _load(config, sets, _flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    from streammaml.serving import ensure_topics
+
+    if not ensure_topics(effective):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    bootstrap_servers: Bootstrap = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Check configuration, libraries, broker and topics; say how to mend what is wrong."""
+    effective = _load(config, sets, _flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    from streammaml.doctor import examine
+
+    findings = examine(effective)
+    if as_json:
+        typer.echo(json.dumps([f._asdict() for f in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.ok else "FAIL"
+            typer.echo(f"{mark} {finding.check}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def health(
+    url: Annotated[str | None, typer.Option(help="[default: this configuration's worker]")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1)] = 3.0,
+) -> None:
+    """Ask a running worker whether it is well; for container probes. Exit 0 or 1."""
+    import urllib.error
+    import urllib.request
+
+    web = _load(config, sets, {}).web
+    target = url or f"http://{'127.0.0.1' if web.host == '0.0.0.0' else web.host}:{web.port}"
+    try:
+        with urllib.request.urlopen(f"{target.rstrip('/')}/healthz", timeout=timeout_s) as answer:
+            typer.echo(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        typer.echo(error.read().decode(), err=True)
+        raise typer.Exit(1) from error
+    except OSError as error:
+        typer.echo(f"no worker answers at {target}: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@config_app.command("init")
+def config_init(
+    from_sample: Annotated[
+        Path | None, typer.Option(help="Propose the features from this file")
+    ] = None,
+    label: Annotated[str, typer.Option(help="Column of the label")] = "label",
+    features: Annotated[str, typer.Option(help="Columns: names and globs")] = "*",
+    context: Annotated[str | None, typer.Option(help="Column of the context")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of the event time")] = None,
+    out: Annotated[Path, typer.Option(help="- for standard output")] = DEFAULT_FILE,
+    force: Annotated[bool, typer.Option(help="Overwrite")] = False,
+) -> None:
+    """Write a configuration file to start from."""
+    from streammaml.config_file import starter
+
+    text = starter(from_sample, label, features, context, time)
+    if str(out) == "-":
+        typer.echo(text, nl=False)
+        return
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; --force overwrites it, --out names another")
+    out.write_text(text)
+    typer.echo(f"wrote {out}")
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = None, sets: Sets = None) -> None:
+    """Print the effective configuration as TOML, secrets hidden."""
+    from streammaml.config_file import to_toml
+
+    typer.echo(to_toml(_load(config, sets, {})), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration."""
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """Entry point: our errors become one line and their exit code."""
+    try:
+        app()
+    except StreamMAMLError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> Config:
+    """Layer file, environment and flags, and name this host's instance."""
+    named = os.environ.get("STREAMMAML_CONFIG")
+    path = file or (Path(named) if named else DEFAULT_FILE)
+    layers: list[dict[str, Any]] = [{"kafka": {"instance": socket.gethostname()}}]
+    if file or named or path.exists():
+        try:
+            layers.append(settings.from_toml(path.read_text(), str(path)))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    layers += [settings.from_environment(os.environ), flags, _sets(sets)]
+    return Config.build(*layers)
+
+
+def _sets(pairs: list[str] | None) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set wants KEY=VALUE, got {pair!r}")
+        settings.assign(layer, key.strip(), settings.parse_value(value))
+    return layer
+
+
+def _flags(given: dict[str, Any]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is not None:
+            settings.assign(layer, key, value)
+    return layer
+
+
+def _list(text: str | None) -> list[Any] | None:
+    return None if text is None else [settings.parse_value(v.strip()) for v in text.split(",")]
+
+
+def _features(text: str | None) -> list[dict[str, Any]] | None:
+    """``a,b:boolean,c:category=x|y`` as feature tables."""
+    if text is None:
+        return None
+    tables = []
+    for part in text.split(","):
+        name, _, kind = part.strip().partition(":")
+        kind, _, categories = kind.partition("=")
+        table: dict[str, Any] = {"name": name, "type": kind or "number"}
+        if categories:
+            table["categories"] = categories.split("|")
+        tables.append(table)
+    return tables
+
+
+def _need_features(config: Config) -> None:
+    if not config.features:
+        raise ConfigError(
+            "no features: list them in the configuration file (`streammaml config init "
+            "--from-sample FILE` proposes them) or with --features a,b:boolean,c:category=x|y"
+        )
+
+
+def _configure_logging(level: str = "info") -> None:
+    """Readable lines on a terminal, JSON elsewhere; always to standard error."""
+    import logging
+
+    import structlog
+
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
+    pretty = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """The first SIGTERM or SIGINT asks for an orderly end, a second one ends at once."""
+    stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

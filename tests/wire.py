@@ -1,0 +1,71 @@
+"""Wire events and configurations for tests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
+from streammaml.backends.ports import Message, OnRebalance, Sink, Source
+from streammaml.config import Config
+from streammaml.initialization import Initialization, draw, spec_of
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    """Three numbers, two classes, quick commits, a small network."""
+    return Config.build(
+        {
+            "features": [{"name": "a"}, {"name": "b"}, {"name": "c"}],
+            "label": {"classes": ["no", "yes"]},
+            "learner": {"hidden": [8]},
+            "topics": {"partitions": 2},
+            "kafka": {"instance": "one"},
+        },
+        sections,
+    )
+
+
+def initialization(settings: Config) -> Initialization:
+    return draw(spec_of(settings), seed=0)
+
+
+def event(i: int, context: str = "shop", label: str | float | None = "yes", **changes: Any) -> bytes:
+    fields = {
+        "id": f"e-{i}",
+        "context": context,
+        "timestamp": "2026-11-22T10:00:00Z",
+        "features": {"a": 0.1 * i, "b": -1.0, "c": None},
+        "label": label,
+        **changes,
+    }
+    return json.dumps(fields).encode()
+
+
+def stream(count: int, contexts: int = 5, seed: int = 0) -> list[Message]:
+    """Events of two classes that can be learned."""
+    rng = np.random.default_rng(seed)
+    messages = []
+    for i in range(count):
+        context = f"shop-{i % contexts}"
+        a, b, c = rng.normal(size=3).round(3).tolist()
+        label = "yes" if a + b > 0 else "no"
+        value = event(i, context, label, features={"a": a, "b": b, "c": c})
+        messages.append(Message("events", context.encode(), value))
+    return messages
+
+
+class Connector:
+    """Builds the memory clients of one worker."""
+
+    def __init__(self, broker: MemoryBroker, settings: Config) -> None:
+        self._broker = broker
+        self._config = settings
+        self.connections = 0
+
+    def __call__(self, on_rebalance: OnRebalance) -> tuple[Source, Sink]:
+        self.connections += 1
+        instance = self._config.kafka.instance
+        sink = MemorySink(self._broker, self._config, instance)
+        return MemorySource(self._broker, self._config, instance, on_rebalance), sink
