@@ -165,18 +165,18 @@ class Schema:
 
     def _bad(self, numbers: Floats, rows: list[tuple[object, ...]]) -> dict[int, RejectedError]:
         """Rows with a number that is NaN, infinite, too large or out of its range."""
-        bad = {}
-        for row, column in np.argwhere(np.abs(numbers) > NUMBER_LIMIT):
-            bad[int(row)] = self._nonfinite(column, numbers[row, column])
-        for row, column in np.argwhere(np.isnan(numbers)):
-            if rows[row][column] is not None:
-                bad[int(row)] = self._nonfinite(column, numbers[row, column])
+        bad: dict[int, RejectedError] = {}
+        odd = ~(np.abs(numbers) <= NUMBER_LIMIT)
+        if odd.any():
+            for row, column in np.argwhere(odd).tolist():
+                if rows[row][column] is not None:
+                    bad[row] = self._nonfinite(column, numbers[row, column])
         for column, feature in self._ranges:
             low, high = feature.range or (-math.inf, math.inf)
             values = numbers[:, column]
-            for row in np.flatnonzero((values < low) | (values > high)):
+            for row in np.flatnonzero((values < low) | (values > high)).tolist():
                 bad.setdefault(
-                    int(row),
+                    row,
                     RejectedError(
                         Reason.SCHEMA,
                         f"feature {feature.name!r} is {values[row]:g}, outside [{low:g}, {high:g}]",

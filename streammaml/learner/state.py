@@ -82,7 +82,7 @@ class Scratch(NamedTuple):
 
     activations: Float32s  # [L+1, S, W]
     deltas: Float32s  # [2, S, W]
-    turned: Float32s  # [W·W]
+    turned: Float32s  # [W·max(W, S)]
     gradient: Float32s  # [P]
     candidate: Float32s  # [P]
     lanes: Float32s  # [max(64, K)]
@@ -177,7 +177,7 @@ def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
     return Scratch(
         activations=np.zeros((len(meta.sizes), support, widest), np.float32),
         deltas=np.zeros((2, support, widest), np.float32),
-        turned=np.zeros(widest * widest, np.float32),
+        turned=np.zeros(widest * max(widest, support), np.float32),
         gradient=np.zeros(parameters, np.float32),
         candidate=np.zeros(parameters, np.float32),
         lanes=np.zeros(max(64, int(meta.sizes[-1])), np.float32),

@@ -2,8 +2,8 @@
 
 Rule: parameters are one contiguous vector [P] (weight 0, bias 0, weight 1, …), so that a context's
 weights are one row. ``sizes`` [L+1]; activations [L+1, S, W] with W the widest layer; the inputs
-stand in ``activations[0]``. Every inner loop runs over contiguous rows, four terms at a time: that
-is what LLVM turns into vector code without fastmath.
+stand in ``activations[0]``. Every product is sums of rows, eight at a time over contiguous memory:
+that is what LLVM turns into vector code without fastmath.
 """
 
 from __future__ import annotations
@@ -12,11 +12,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streammaml.events import Float32s, Floats
-from streammaml.learner.kernels.compiler import jit
+from streammaml.learner.kernels.compiler import inline, jit
 from streammaml.learner.state import Scratch
 
 ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
+
+
+@inline
+def add_8(
+    o: Float32s,
+    w: Float32s,
+    k: int,
+    a0: float,
+    a1: float,
+    a2: float,
+    a3: float,
+    a4: float,
+    a5: float,
+    a6: float,
+    a7: float,
+) -> None:
+    """o [n] += Σ a_i · w[k+i]: the loop that all matrix products here spend their time in."""
+    n = o.shape[0]
+    w0, w1, w2, w3 = w[k, :n], w[k + 1, :n], w[k + 2, :n], w[k + 3, :n]
+    w4, w5, w6, w7 = w[k + 4, :n], w[k + 5, :n], w[k + 6, :n], w[k + 7, :n]
+    for j in range(n):
+        o[j] += ((a0 * w0[j] + a1 * w1[j]) + (a2 * w2[j] + a3 * w3[j])) + (
+            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
+        )
+
+
+@inline
+def add_4(o: Float32s, w: Float32s, k: int, a0: float, a1: float, a2: float, a3: float) -> None:
+    n = o.shape[0]
+    w0, w1, w2, w3 = w[k, :n], w[k + 1, :n], w[k + 2, :n], w[k + 3, :n]
+    for j in range(n):
+        o[j] += (a0 * w0[j] + a1 * w1[j]) + (a2 * w2[j] + a3 * w3[j])
+
+
+@inline
+def add_1(o: Float32s, w: Float32s, k: int, a: float) -> None:
+    n = o.shape[0]
+    row = w[k, :n]
+    for j in range(n):
+        o[j] += a * row[j]
+
+
+@inline
+def add_product(o: Float32s, a: Float32s, w: Float32s, m: int) -> None:
+    """o [n] += a[:m] @ w[:m, :n]."""
+    k = 0
+    while k + 8 <= m:
+        add_8(o, w, k, a[k], a[k + 1], a[k + 2], a[k + 3], a[k + 4], a[k + 5], a[k + 6], a[k + 7])
+        k += 8
+    if k + 4 <= m:
+        add_4(o, w, k, a[k], a[k + 1], a[k + 2], a[k + 3])
+        k += 4
+    while k < m:
+        add_1(o, w, k, a[k])
+        k += 1
 
 
 @jit
@@ -25,20 +80,11 @@ def affine(
 ) -> None:
     """out [rows, n] = x [rows, m] @ weight [m, n] + bias [n], through a ReLU if asked."""
     m, n = weight.shape
-    whole = m - m % 4
     for s in range(rows):
         o = out[s, :n]
         for j in range(n):
             o[j] = bias[j]
-        for k in range(0, whole, 4):
-            a0, a1, a2, a3 = x[s, k], x[s, k + 1], x[s, k + 2], x[s, k + 3]
-            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-            for j in range(n):
-                o[j] += (a0 * w0[j] + a1 * w1[j]) + (a2 * w2[j] + a3 * w3[j])
-        for k in range(whole, m):
-            a, w = x[s, k], weight[k]
-            for j in range(n):
-                o[j] += a * w[j]
+        add_product(o, x[s], weight, m)
         if relu:
             for j in range(n):
                 if o[j] < ZERO:
@@ -112,53 +158,45 @@ def output_losses(
 
 
 @jit
-def weight_gradient(x: Float32s, delta: Float32s, rows: int, out: Float32s) -> None:
-    """out [m, n] = xᵀ [m, rows] @ delta [rows, n]."""
+def weight_gradient(
+    x: Float32s, delta: Float32s, rows: int, turned: Float32s, out: Float32s
+) -> None:
+    """out [m, n] = xᵀ [m, rows] @ delta [rows, n]; ``turned`` is room for xᵀ."""
     m, n = out.shape
-    whole = rows - rows % 4
+    across = turned[: m * rows].reshape(m, rows)
+    for s in range(rows):
+        row = x[s, :m]
+        for k in range(m):
+            across[k, s] = row[k]
     for k in range(m):
-        g = out[k]
+        o = out[k]
         for j in range(n):
-            g[j] = ZERO
-        for s in range(0, whole, 4):
-            a0, a1, a2, a3 = x[s, k], x[s + 1, k], x[s + 2, k], x[s + 3, k]
-            d0, d1, d2, d3 = delta[s, :n], delta[s + 1, :n], delta[s + 2, :n], delta[s + 3, :n]
-            for j in range(n):
-                g[j] += (a0 * d0[j] + a1 * d1[j]) + (a2 * d2[j] + a3 * d3[j])
-        for s in range(whole, rows):
-            a, d = x[s, k], delta[s, :n]
-            for j in range(n):
-                g[j] += a * d[j]
+            o[j] = ZERO
+        add_product(o, across[k], delta, rows)
 
 
 @jit
 def input_gradient(
     x: Float32s, weight: Float32s, delta: Float32s, rows: int, turned: Float32s, out: Float32s
 ) -> None:
-    """out [rows, m] = delta [rows, n] @ weightᵀ, where the ReLU that made x [rows, m] was open."""
+    """out [rows, m] = delta [rows, n] @ weightᵀ, where the ReLU that made x [rows, m] was open.
+
+    ``turned`` is room for weightᵀ.
+    """
     m, n = weight.shape
     across = turned[: n * m].reshape(n, m)
     for k in range(m):
         w = weight[k]
         for j in range(n):
             across[j, k] = w[j]
-    whole = n - n % 4
     for s in range(rows):
         o = out[s, :m]
         for k in range(m):
             o[k] = ZERO
-        for j in range(0, whole, 4):
-            d0, d1, d2, d3 = delta[s, j], delta[s, j + 1], delta[s, j + 2], delta[s, j + 3]
-            w0, w1, w2, w3 = across[j], across[j + 1], across[j + 2], across[j + 3]
-            for k in range(m):
-                o[k] += (d0 * w0[k] + d1 * w1[k]) + (d2 * w2[k] + d3 * w3[k])
-        for j in range(whole, n):
-            d, w = delta[s, j], across[j]
-            for k in range(m):
-                o[k] += d * w[k]
-        open_ = x[s, :m]
+        add_product(o, delta[s], across, n)
+        made = x[s, :m]
         for k in range(m):
-            if open_[k] <= ZERO:
+            if made[k] <= ZERO:
                 o[k] = ZERO
 
 
@@ -183,7 +221,8 @@ def gradient(
         m, n = sizes[layer], sizes[layer + 1]
         delta = deltas[(layer + 1) % 2]
         start = end - (m * n + n)
-        weight_gradient(activations[layer], delta, rows, out[start : start + m * n].reshape(m, n))
+        product = out[start : start + m * n].reshape(m, n)
+        weight_gradient(activations[layer], delta, rows, scratch.turned, product)
         bias = out[end - n : end]
         for j in range(n):
             bias[j] = ZERO
