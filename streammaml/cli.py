@@ -127,7 +127,9 @@ def demo(
 def feed(
     file: Annotated[Path, typer.Argument(help="CSV, Parquet or JSON lines")],
     label: Annotated[str | None, typer.Option(help="Column of the label")] = None,
-    features: Annotated[str | None, typer.Option(help="Columns: names and globs, 'f_*,temp'")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Columns: names and globs, 'f_*,temp'")
+    ] = None,
     context: Annotated[
         str | None, typer.Option(help="Column of the context [default: all one context]")
     ] = None,

@@ -98,7 +98,7 @@ def connect(make: Callable[..., Any], config: KafkaConfig, settings: Mapping[str
         for client in made:  # its thread and sockets would live on
             client.close()
         if isinstance(error, errors.KafkaTimeoutError):
-            raise UnavailableError(f"{where} does not answer; {heard.text}") from error
+            raise UnavailableError(f"{where} does not answer. {heard.text}".rstrip()) from error
         raise BackendError(f"{where}: {error}") from error
 
 
@@ -110,7 +110,8 @@ class _LastWords(logging.Handler):
         self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage() if "failed: " in record.msg else self.text
+        text = record.getMessage()
+        self.text = text if text.startswith("Bootstrap connection") else self.text
 
     def __enter__(self) -> None:
         logging.getLogger("kafka.net.manager").addHandler(self)
@@ -291,7 +292,7 @@ class _Listener(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # see t
 
 class KafkaSink:
     """A transactional producer: ``group``-``instance`` is its id, so that a restart fences the
-    dead one at once. A commit takes at most twice ``transaction_timeout_ms``.
+    dead one at once. A commit takes at most ``transaction_timeout_ms``.
     """
 
     def __init__(
@@ -302,9 +303,9 @@ class KafkaSink:
         self._opened: float | None = None
         self._broken = False
         self._sent: list[Any] = []
-        topics = config.topics
+        names = [config.topics.predictions, config.topics.adaptations, config.topics.dead_letters]
         with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
-            admin.require([topics.predictions, topics.adaptations, topics.dead_letters])
+            admin.require(names)
         settings = _producer_settings(config, connect_timeout_s) | {
             "client_id": f"streammaml-{instance}",
             "transactional_id": f"{config.kafka.group}-{instance}",
@@ -317,6 +318,8 @@ class KafkaSink:
         self._manager._supports_epoch_bump = lambda: False
         try:
             self._ask(self._producer.init_transactions)
+            for name in names:  # now, or the first send to each would wait for it
+                self._ask(self._producer.partitions_for, name)
         except BaseException:
             self.close()
             raise
@@ -332,9 +335,9 @@ class KafkaSink:
         if offsets and member.generation_id < 0:  # type: ignore[attr-defined]  # see the import
             # The broker would take it for a client without a group and not fence it.
             raise BackendError("this worker was evicted from its group: max_poll_interval_ms?")
-        deadline = time.monotonic() + 2 * self._timeout_s
+        deadline = time.monotonic() + self._timeout_s
         self._begin()
-        self._ask(self._producer.flush, 2 * self._timeout_s)
+        self._ask(self._producer.flush, self._timeout_s)
         self._ask(self._check_sent)
         if offsets:
             found = {_tp(p): kafka.OffsetAndMetadata(o, "", -1) for p, o in offsets.items()}

@@ -32,6 +32,7 @@ from streammaml.learner.state import (
 )
 
 FIRST_CAPACITY = 16
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class Learner:
@@ -128,6 +129,8 @@ class Learner:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
         assert batch.x.shape == (len(batch.contexts), self._schema.width)
         assert batch.x.flags.c_contiguous
+        assert batch.x.dtype == FLOAT32  # another type is seconds of compiling
+        assert batch.y.dtype == FLOAT64
         assert batch.y.shape == batch.x.shape[:1]
 
     def _new_row(self, context: Context) -> int:

@@ -1,20 +1,24 @@
 """The peer of the decode + learner benchmark: the loop one would write, with the same policy.
 
 One event at a time: ``json.loads``, running means in NumPy, one torch forward, river's
-PageHinkley, and on each trigger a textbook adaptation by autograd.
+PageHinkley, and on each trigger a textbook adaptation by autograd. ``IdiomaticLoop`` writes torch
+as its tutorials do (a module, a copy of it, ``optim.SGD``, ``clip_grad_norm_``); ``LeanLoop`` goes
+without modules and optimizers, as lean as autograd gets.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from river.drift import PageHinkley
-from torch import Tensor
+from torch import Tensor, nn
 
 from streammaml.config import Config
 from streammaml.events import Float32s, Floats
@@ -38,9 +42,12 @@ class Moments:
         self.m2 += delta * (x - self.mean)
 
 
-class NaiveContext:
-    def __init__(self, width: int, weights: list[Tensor]) -> None:
-        self.weights = weights
+Model = TypeVar("Model")
+
+
+class NaiveContext(Generic[Model]):
+    def __init__(self, width: int, model: Model) -> None:
+        self.model = model
         self.support: deque[tuple[Floats, int]] = deque(maxlen=32)
         self.moments = Moments(width)
         self.segment = 0
@@ -51,39 +58,49 @@ def new_detector() -> PageHinkley:
     return PageHinkley(min_instances=10, delta=0.1, threshold=5.0, mode="up")
 
 
-class NaiveLoop:
-    """Prequential MAML without any of this project's code."""
+class NaiveLoop(Generic[Model]):
+    """Prequential MAML without any of this project's code; how torch is used, a subclass says."""
 
     def __init__(self, config: Config, initialization: Initialization) -> None:
         self._names = [f.name for f in config.features]
         self._slots = {label: i for i, label in enumerate(config.label.classes)}
-        self._theta = [
+        theta = [
             torch.from_numpy(initialization.tensors[name].copy())
             for name in initialization.spec.shapes()
         ]
+        self._meta = self.build(theta)
         self._rates = torch.from_numpy(initialization.tensors["rates"].copy())
         width = len(self._names)
         self._stream = Moments(width)
         self._mean, self._std = np.zeros(width), np.ones(width)
-        self._contexts: dict[str, NaiveContext] = defaultdict(
-            lambda: NaiveContext(width, self._theta)
+        self._contexts: dict[str, NaiveContext[Model]] = defaultdict(
+            lambda: NaiveContext(width, self._meta)
         )
         self._labels = 0
         self.losses: list[float] = []
         self.adaptations = 0
 
+    def build(self, theta: list[Tensor]) -> Model:
+        raise NotImplementedError  # abstract
+
+    def logits(self, model: Model, u: Tensor) -> Tensor:
+        raise NotImplementedError  # abstract
+
+    def adapt(self, start: Model, u: Tensor, y: Tensor, rates: Tensor) -> Model:
+        """A new model, adapted from ``start`` with a rate for each step and tensor."""
+        raise NotImplementedError  # abstract
+
     def play(self, values: Sequence[bytes]) -> None:
         for value in values:
             self._one(json.loads(value))
 
-    def _one(self, event: dict[str, object]) -> None:
-        context = self._contexts[str(event["context"])]
+    def _one(self, event: dict[str, Any]) -> None:
+        context = self._contexts[event["context"]]
         features = event["features"]
-        assert isinstance(features, dict)
         x = np.array([features[name] for name in self._names], np.float64)
         y = self._slots[event["label"]]
         with torch.no_grad():
-            logits = forward(context.weights, torch.from_numpy(self._inputs(context, x[None])))
+            logits = self.logits(context.model, torch.from_numpy(self._inputs(context, x[None])))
         probability = float(torch.softmax(logits[0], 0)[y])
         self.losses.append(-math.log(max(probability, 0.002)))
         context.detector.update(-math.log(max(probability, 0.02)))
@@ -92,7 +109,7 @@ class NaiveLoop:
         self._maybe_adapt(context, context.detector.drift_detected)
         self._scale(context, x)
 
-    def _inputs(self, context: NaiveContext, x: Floats) -> Float32s:
+    def _inputs(self, context: NaiveContext[Model], x: Floats) -> Float32s:
         own, count = context.moments, context.moments.count
         variance = self._std**2
         mean = (20 * self._mean + count * own.mean) / (20 + count)
@@ -102,24 +119,24 @@ class NaiveLoop:
         z = np.concatenate([(x - self._mean) / self._std, (x - mean) / std], axis=1)
         return np.clip(z, -4, 4).astype(np.float32)
 
-    def _maybe_adapt(self, context: NaiveContext, drift: bool) -> None:
+    def _maybe_adapt(self, context: NaiveContext[Model], drift: bool) -> None:
         if drift:
             context.segment = 4
             context.detector = new_detector()
-            start, factor = self._theta, 1.0
+            start, factor = self._meta, 1.0
         elif context.segment in WARMUP:
-            start, factor = self._theta, 1.0
+            start, factor = self._meta, 1.0
         elif context.segment > 32 and context.segment % 32 == 0:
-            start, factor = context.weights, 0.5
+            start, factor = context.model, 0.5
         else:
             return
         self.adaptations += 1
         newest = list(context.support)[-min(context.segment, 32) :]
         u = torch.from_numpy(self._inputs(context, np.stack([x for x, _ in newest])))
         y = torch.tensor([label for _, label in newest])
-        context.weights = adapt(start, u, y, factor * self._rates)
+        context.model = self.adapt(start, u, y, factor * self._rates)
 
-    def _scale(self, context: NaiveContext, x: Floats) -> None:
+    def _scale(self, context: NaiveContext[Model], x: Floats) -> None:
         context.moments.update(x)
         self._stream.update(x)
         self._labels += 1
@@ -129,25 +146,59 @@ class NaiveLoop:
             self._std = np.sqrt(np.where(variance > 1e-10, variance, 1.0))
 
 
-def forward(weights: Sequence[Tensor], u: Tensor) -> Tensor:
-    hidden = u
-    for i in range(0, len(weights), 2):
-        hidden = torch.addmm(weights[i + 1], hidden, weights[i])
-        if i + 2 < len(weights):
-            hidden = torch.relu(hidden)
-    return hidden
+class IdiomaticLoop(NaiveLoop[nn.Module]):
+    """Torch by the book."""
+
+    def build(self, theta: list[Tensor]) -> nn.Module:
+        layers: list[nn.Module] = []
+        for weight, bias in zip(theta[::2], theta[1::2], strict=True):
+            linear = nn.Linear(*weight.shape)
+            linear.weight.data, linear.bias.data = weight.T.clone(), bias.clone()
+            layers += [linear, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    def logits(self, model: nn.Module, u: Tensor) -> Tensor:
+        output: Tensor = model(u)
+        return output
+
+    def adapt(self, start: nn.Module, u: Tensor, y: Tensor, rates: Tensor) -> nn.Module:
+        model = copy.deepcopy(start)
+        groups = [{"params": [p]} for p in model.parameters()]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        for step in rates:
+            for group, rate in zip(optimizer.param_groups, step.tolist(), strict=True):
+                group["lr"] = rate
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(u), y)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch types half of itself
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+        return model
 
 
-def adapt(start: Sequence[Tensor], u: Tensor, y: Tensor, rates: Tensor) -> list[Tensor]:
-    """The textbook inner loop, gradient norm clipped at 5."""
-    weights = [w.detach().requires_grad_() for w in start]
-    for step in rates:
-        loss = torch.nn.functional.cross_entropy(forward(weights, u), y)
-        gradients = torch.autograd.grad(loss, weights)
-        norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.zeros(())))
-        scale = torch.clamp(5.0 / norm, max=1.0)
-        weights = [
-            (w - rate * scale * g).detach().requires_grad_()
-            for w, rate, g in zip(weights, step, gradients, strict=True)
-        ]
-    return [w.detach() for w in weights]
+class LeanLoop(NaiveLoop[list[Tensor]]):
+    """Torch without modules and optimizers."""
+
+    def build(self, theta: list[Tensor]) -> list[Tensor]:
+        return theta
+
+    def logits(self, model: list[Tensor], u: Tensor) -> Tensor:
+        hidden = u
+        for i in range(0, len(model), 2):
+            hidden = torch.addmm(model[i + 1], hidden, model[i])
+            if i + 2 < len(model):
+                hidden = torch.relu(hidden)
+        return hidden
+
+    def adapt(self, start: list[Tensor], u: Tensor, y: Tensor, rates: Tensor) -> list[Tensor]:
+        weights = [w.detach().requires_grad_() for w in start]
+        for step in rates:
+            loss = nn.functional.cross_entropy(self.logits(weights, u), y)
+            gradients = torch.autograd.grad(loss, weights)
+            norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.zeros(())))
+            scale = torch.clamp(5.0 / norm, max=1.0)
+            weights = [
+                (w - rate * scale * g).detach().requires_grad_()
+                for w, rate, g in zip(weights, step, gradients, strict=True)
+            ]
+        return [w.detach() for w in weights]

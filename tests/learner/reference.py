@@ -3,6 +3,10 @@
 Rule: written from the specification alone, before the kernel was read, so that where the two
 agree they agree for a reason. Nothing here is clever; nothing here imports the learner.
 
+What the specification leaves open was settled afterwards, as the kernel has it: a constant number
+is 0 in both scales; before the first label of an open list no class has a probability; the refresh
+is counted from the full support set on; a regression is charged in deviations of the label.
+
     D  features    K  outputs    n  examples    L  layers
 A network is a list of layers, each a pair (weight [in, out], bias [out]).
 """
@@ -23,7 +27,8 @@ Layers = list[tuple[Floats, Floats]]
 
 PSEUDO_EVENTS = 20
 SCALED_LIMIT = 4.0
-PROBABILITY_FLOOR = 0.02
+REPORTED_FLOOR = 0.002
+DETECTED_FLOOR = 0.02
 
 
 # --- network -----------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ def inputs(stream: StreamScaler, context: ContextScaler, x: Floats) -> Floats:
     raw = (PSEUDO_EVENTS * (stream.v + stream.m**2) + context.sum_squares) / total - mean**2
     variance = np.maximum(raw, 0.01 * stream.v + 1e-9)
     z_g = np.where(stream.constant, 0.0, (x - stream.m) / np.sqrt(stream.v))
-    z_c = (x - mean) / np.sqrt(variance)
+    z_c = np.where(stream.constant, 0.0, (x - mean) / np.sqrt(variance))
     u = np.concatenate([z_g, z_c])
     u[np.isnan(u)] = 0.0
     clipped: Floats = np.clip(u, -SCALED_LIMIT, SCALED_LIMIT)
@@ -204,7 +209,7 @@ class Rules:
     classes: bool = True
     width: int = 2
     outputs: int = 2
-    open_classes: bool = False
+    known: int = 2
     warmup: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 32)
     after_drift: int = 4
     refresh_every: int = 32
@@ -244,6 +249,7 @@ class Outcome:
     after: float = math.nan
     support: int = 0
     gradient_norm: float = math.nan
+    spread: float = math.nan
     statistic: float = 0.0
 
 
@@ -254,7 +260,7 @@ class Reference:
         self.rates = rates
         self.stream = StreamScaler(rules.width)
         self.label = LabelScaler()
-        self.seen = np.full(rules.outputs, not rules.open_classes)
+        self.seen = np.arange(rules.outputs) < rules.known
         self.labels = 0
         self.rows: dict[str, Row] = {}
 
@@ -265,6 +271,8 @@ class Reference:
         u = inputs(self.stream, row.scaler, x)
         served = self._predict(row.layers, u)
         outcome = Outcome(prediction=served)
+        if not self.rules.classes:
+            outcome.spread = row.typical_error * self.label.s
         if math.isnan(y):
             self.stream.take(x)
             row.scaler.take(x)
@@ -304,23 +312,24 @@ class Reference:
             value = self.label.m + self.label.s * float(outputs[0, 0])
             return np.array([self.label.clip(value)])
         if not self.seen.any():
-            return np.full(self.rules.outputs, 1 / self.rules.outputs)
-        return softmax(outputs, self.seen)[0]
+            return np.zeros(self.rules.outputs)
+        probabilities: Floats = softmax(outputs, self.seen)[0]
+        return probabilities
 
     def _loss(self, prediction: Floats, y: float) -> float:
         if self.rules.classes:
-            return -math.log(max(float(prediction[int(y)]), PROBABILITY_FLOOR))
-        return abs(float(prediction[0]) - y)
+            return -math.log(max(float(prediction[int(y)]), REPORTED_FLOOR))
+        return abs(float(prediction[0]) - y) / self.label.s
 
     def _detect(self, row: Row, served: Floats, y: float, outcome: Outcome) -> int:
         if self.rules.classes:
-            fed = self._loss(served, y)
+            fed = -math.log(max(float(served[int(y)]), DETECTED_FLOOR))
         else:
             error = abs(float(served[0]) - y) / self.label.s
             fed = min(error / row.typical_error, 4.0)
             bounded = min(error, 4 * row.typical_error)
             row.typical_error = 0.98 * row.typical_error + 0.02 * bounded
-        row.detector.update(fed)
+        row.detector.update(fed)  # type: ignore[no-untyped-call]  # river's is not typed
         statistic = row.detector._sum_increase - row.detector._min_increase
         if row.detector._x_mean.n < row.detector.min_instances:
             return 0
@@ -360,8 +369,8 @@ class Reference:
 
     def _scheduled(self, segment: int) -> bool:
         every = self.rules.refresh_every
-        past = not self.rules.warmup or segment > self.rules.warmup[-1]
-        return every > 0 and past and segment % every == 0
+        past = segment - self.rules.support
+        return every > 0 and past > 0 and past % every == 0
 
     def _decide(
         self, row: Row, outcome: Outcome, start: Layers, rates: Floats, u: Floats, target: Floats
@@ -371,17 +380,23 @@ class Reference:
         held_out = self.rules.held_out and n >= 16
         older = slice(0, n - newest) if held_out else slice(0, n)
         candidate, first = adapt(start, rates, u[older], target[older], seen, clip)
-        outcome.support, outcome.gradient_norm = n, first
+        outcome.support = n
+        outcome.gradient_norm = math.nan if held_out else first
         outcome.before = inner_loss(row.layers, u[-newest:], target[-newest:], seen)
         outcome.after = inner_loss(candidate, u[-newest:], target[-newest:], seen)
         outcome.result = "accepted"
         if held_out and outcome.before < outcome.after:
             outcome.result = "rejected"
             return
-        row.layers = adapt(start, rates, u, target, seen, clip)[0] if held_out else candidate
+        if held_out:
+            candidate, outcome.gradient_norm = adapt(start, rates, u, target, seen, clip)
+        row.layers = candidate
 
     def _targets(self, y: Floats) -> Floats:
-        return y if self.rules.classes else (y - self.label.m) / self.label.s
+        if self.rules.classes:
+            return y
+        scaled: Floats = (y - self.label.m) / self.label.s
+        return scaled
 
     def _mask(self) -> Bools | None:
         return self.seen if self.rules.classes else None

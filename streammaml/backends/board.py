@@ -1,0 +1,190 @@
+"""What the live page shows, in bounded memory: sums over intervals of events, and totals.
+
+Rule: a thread adds, other threads read; an interval's mean is of the losses counted in it. When
+there are too many intervals, neighbours are merged in pairs, so old and new ones are as wide.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from streammaml.events import Decisions, DriftLevel, Floats, Result, Trigger
+
+MODELS = ("init", "adapted", "online")
+MAX_POINTS = 600
+FIRST_WIDTH = 10
+SMOOTH_SHARE = 30
+"""The curve's moving mean runs over 1/30 of the points."""
+
+Sum = tuple[float, int]
+"""The sum of some losses, and how many they are."""
+
+
+@dataclass(slots=True)
+class _Interval:
+    """What happened between the previous interval's end and ``end``, counted in events."""
+
+    end: int = 0
+    losses: dict[str, Sum] = field(default_factory=dict)
+    drifts: int = 0
+
+    def add(self, losses: Mapping[str, Sum], drifts: int, end: int) -> None:
+        for model, (total, count) in losses.items():
+            mine, counted = self.losses.get(model, (0.0, 0))
+            self.losses[model] = (mine + total, counted + count)
+        self.drifts += drifts
+        self.end = end
+
+
+class Board:
+    """Loss curves of the models, drift marks and totals, for any number of events."""
+
+    def __init__(self, max_points: int = MAX_POINTS, width: int = FIRST_WIDTH) -> None:
+        self._max_points = max_points
+        self._width = width
+        self._closed: list[_Interval] = []
+        self._open = _Interval()
+        self._total = _Interval()
+        self._counts = {"adaptations": 0, "accepted": 0, "rejected": 0}
+        self._state = "starting"
+        self._gauges: dict[str, int | None] = {"lag": None, "contexts": None}
+        self._lock = threading.Lock()
+
+    def observe(self, decisions: Decisions, rejected: int = 0) -> None:
+        """Add a batch as the core decided it; ``rejected`` records had no place in it."""
+        losses = {
+            "init": total(decisions.loss_init),
+            "adapted": total(decisions.loss),
+            "online": total(decisions.loss_baseline),
+        }
+        self.update(
+            events=len(decisions.loss),
+            losses={model: found for model, found in losses.items() if found[1]},
+            drifts=int(np.count_nonzero(decisions.levels == DriftLevel.DRIFT)),
+            adaptations=int(np.count_nonzero(decisions.triggers != Trigger.NONE)),
+            accepted=int(np.count_nonzero(decisions.results == Result.ACCEPTED)),
+            rejected=rejected,
+        )
+
+    def update(
+        self,
+        *,
+        events: int = 0,
+        losses: Mapping[str, Sum] | None = None,
+        drifts: int = 0,
+        adaptations: int = 0,
+        accepted: int = 0,
+        rejected: int = 0,
+    ) -> None:
+        """Add what happened since the last call; ``losses`` gives (sum, count) for each model."""
+        with self._lock:
+            end = self._total.end + events
+            for interval in (self._total, self._open):
+                interval.add(losses or {}, drifts, end)
+            self._counts["adaptations"] += adaptations
+            self._counts["accepted"] += accepted
+            self._counts["rejected"] += rejected
+            begin = self._closed[-1].end if self._closed else 0
+            if end - begin >= self._width:
+                self._closed.append(self._open)
+                self._open = _Interval(end=end)
+                if len(self._closed) > self._max_points:
+                    self._halve()
+
+    def state(self, name: str) -> None:
+        with self._lock:
+            self._state = name
+
+    def lag(self, records: int) -> None:
+        """Set how many records wait, over all assigned partitions."""
+        with self._lock:
+            self._gauges["lag"] = records
+
+    def contexts(self, count: int) -> None:
+        with self._lock:
+            self._gauges["contexts"] = count
+
+    def summary(self) -> dict[str, Any]:
+        """Everything the page shows, as JSON can carry it; null where there is no number."""
+        with self._lock:
+            closed, losses = list(self._closed), dict(self._total.losses)
+            summary = {
+                "state": self._state,
+                "events": self._total.end,
+                "drifts": self._total.drifts,
+                **self._counts,
+                **self._gauges,
+            }
+        models = [*MODELS, *(m for m in losses if m not in MODELS)]
+        window = max(1, len(closed) // SMOOTH_SHARE)
+        curves = {m: _moving_mean(closed, m, window) for m in models if m in losses}
+        return summary | {
+            "models": {m: _row(losses[m], curve) for m, curve in curves.items()},
+            "curve": {
+                "events": [i.end for i in closed],
+                "losses": curves,
+                "drifts": [i.drifts for i in closed],
+                "window": _span(closed, window),
+            },
+        }
+
+    def _halve(self) -> None:
+        """Merge neighbours in pairs; of an odd number the last one goes back to the open one."""
+        if len(self._closed) % 2:
+            self._open = _merged(self._closed.pop(), self._open)
+        self._closed = [
+            _merged(*pair) for pair in zip(self._closed[::2], self._closed[1::2], strict=True)
+        ]
+        self._width *= 2
+
+
+def total(losses: Floats) -> Sum:
+    """The sum of the finite losses, and how many they are."""
+    finite = losses[np.isfinite(losses)]
+    return float(finite.sum()), len(finite)
+
+
+def _merged(first: _Interval, second: _Interval) -> _Interval:
+    """A new one: a reader may hold the old ones."""
+    both = _Interval(first.end, dict(first.losses), first.drifts)
+    both.add(second.losses, second.drifts, second.end)
+    return both
+
+
+def _row(losses: Sum, curve: Sequence[float | None]) -> dict[str, float | int | None]:
+    return {
+        "mean": _mean(*losses),
+        "latest": next((value for value in reversed(curve) if value is not None), None),
+        "losses": losses[1],
+    }
+
+
+def _mean(loss_sum: float, count: int) -> float | None:
+    return float(f"{loss_sum / count:.5g}") if count else None
+
+
+def _moving_mean(intervals: Sequence[_Interval], model: str, window: int) -> list[float | None]:
+    """Mean of each interval and those before it within the window, every loss counting alike."""
+    none = (0.0, 0)
+    means, running, counted = [], 0.0, 0
+    for place, interval in enumerate(intervals):
+        loss_sum, count = interval.losses.get(model, none)
+        running, counted = running + loss_sum, counted + count
+        if place >= window:
+            loss_sum, count = intervals[place - window].losses.get(model, none)
+            running, counted = running - loss_sum, counted - count
+        means.append(_mean(running, counted))
+    return means
+
+
+def _span(intervals: Sequence[_Interval], window: int) -> int:
+    """Events that the latest point of the curve stands for."""
+    if not intervals:
+        return 0
+    begin = intervals[-window - 1].end if len(intervals) > window else 0
+    return intervals[-1].end - begin

@@ -1,0 +1,271 @@
+"""The demo: the real worker on a generated drifting stream, with memory backends.
+
+The stream has a past and a present. On the past an initialization is meta-trained, and the rate of
+plain online gradient descent is chosen, the best of five. The present is played event by event
+through the worker and scored, each prediction before its label was used.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import webbrowser
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from streammaml.backends.codec import encoder
+from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
+from streammaml.backends.ports import Message, OnRebalance, Partition, Rebalance, Sink, Source
+from streammaml.config import Config
+from streammaml.evaluation.streams import WIDTH, Stream, hyper
+from streammaml.events import Batch, DriftLevel, Floats, Trigger
+from streammaml.initialization import Initialization, draw, spec_of
+from streammaml.learner import Labels, Learner, warm_up
+from streammaml.learner.kernels.compiler import is_cached
+from streammaml.meta_trainer import Past, train
+from streammaml.observers import Watch, watched
+from streammaml.partition import Played
+from streammaml.worker import Observer, Worker
+
+CONTEXTS = 100
+PAST_EACH = 300
+OUTER_STEPS = 2000
+BASELINE_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+POST_DRIFT = 50
+MODELS = ("adapted", "init", "online")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    events: int
+    rate: float | None
+    """Events a second; None: as fast as it goes."""
+    port: int | None
+    """Of the page; None: no page."""
+    browser: bool = False
+    seed: int = 0
+
+
+class Score:
+    """Collects the losses of the worker's predictions, by the event's place in the stream."""
+
+    def __init__(self, events: int) -> None:
+        self.losses = {model: np.full(events, np.nan) for model in MODELS}
+        self.drifts = self.adaptations = self.rejected = self.events = 0
+
+    def played(self, played: Played, now_s: float) -> None:
+        decisions = played.decisions
+        places = [int(event.id) for event in played.events if event.id is not None]
+        self.losses["adapted"][places] = decisions.loss
+        self.losses["init"][places] = decisions.loss_init
+        self.losses["online"][places] = decisions.loss_baseline
+        self.drifts += int((decisions.levels == DriftLevel.DRIFT).sum())
+        self.adaptations += int((decisions.triggers != Trigger.NONE).sum())
+        self.rejected += len(played.rejected)
+        self.events += played.records
+
+    def state(self, name: str) -> None: ...
+    def rebalanced(self, change: Rebalance) -> None: ...
+    def committed(self, ok: bool, now_s: float) -> None: ...
+    def lag(self, lag: dict[Partition, int]) -> None: ...
+    def contexts(self, count: int, state_bytes: int) -> None: ...
+
+    def summary(self, stream: Stream) -> dict[str, Any]:
+        """Mean losses over what was played, and over the 50 events from each drift on."""
+        since = stream.since_drift()
+        after = (since >= 0) & (since < POST_DRIFT)
+        return {
+            "events": self.events,
+            "loss": {
+                model: {"overall": _mean(losses), "post_drift50": _mean(losses[after])}
+                for model, losses in self.losses.items()
+            },
+            "drifts": self.drifts,
+            "adaptations": self.adaptations,
+            "rejected": self.rejected,
+        }
+
+
+def run_demo(options: DemoOptions, stop: threading.Event) -> dict[str, Any]:
+    """Train on the past, play the present, print the comparison; return it."""
+    console = Console(stderr=True)
+    events_each = -(-options.events // CONTEXTS)
+    whole = hyper(CONTEXTS, PAST_EACH + events_each, options.seed)
+    past, present = whole.split(CONTEXTS * PAST_EACH)
+    present = present.split(options.events)[0]
+    config = demo_config(options)
+    _compile(config, console)
+    initialization = _meta_train(config, past, console)
+    rate = best_baseline_rate(config, initialization, past)
+    config = Config.build(config.model_dump(), {"learner": {"baseline_rate": rate}})
+    score = Score(len(present))
+    watch: Watch | None = None
+    with ExitStack() as stack:
+        if options.port is not None:
+            watch, server = watched(config)
+            stack.enter_context(server)
+            console.print(f"[bold]live page: {server.address}[/bold]")
+            if options.browser:
+                webbrowser.open(server.address)
+        _play(config, initialization, present, options, score, watch, stop, console)
+        summary = score.summary(present)
+        Console().print(_table(summary))
+        if watch is not None and not stop.is_set():
+            console.print("the page stays until Ctrl-C")
+            stop.wait()
+    return summary
+
+
+def demo_config(options: DemoOptions) -> Config:
+    return Config.build(
+        {
+            "features": [{"name": f"x{i}"} for i in range(WIDTH)],
+            "label": {"classes": [0, 1]},
+            "learner": {"seed": options.seed},
+            "topics": {"partitions": 1},
+            "kafka": {"group": "demo", "instance": "demo"},
+            "web": {"port": options.port or 0},
+        }
+    )
+
+
+def best_baseline_rate(config: Config, initialization: Initialization, past: Stream) -> float:
+    """The rate with which online gradient descent does best on the past."""
+    losses = {}
+    for rate in BASELINE_RATES:
+        tried = Config.build(config.model_dump(), {"learner": {"baseline_rate": rate}})
+        decisions = Learner(tried, initialization).step(batch_of(past))
+        losses[rate] = _mean(decisions.loss_baseline)
+    return min(losses, key=losses.__getitem__)
+
+
+def batch_of(stream: Stream) -> Batch:
+    names = [f"sensor-{c:02d}" for c in range(CONTEXTS)]
+    return Batch(
+        contexts=[names[c] for c in stream.contexts.tolist()],
+        x=np.ascontiguousarray(stream.x),
+        y=stream.y,
+    )
+
+
+def messages_of(stream: Stream, topic: str) -> list[Message]:
+    """The stream as it would come over the wire; an event's id is its place."""
+    encode = encoder("json")
+    batch = batch_of(stream)
+    names = [f"x{i}" for i in range(WIDTH)]
+    return [
+        Message(
+            topic,
+            context.encode(),
+            encode(
+                {
+                    "id": i,
+                    "context": context,
+                    "features": dict(zip(names, x, strict=True)),
+                    "label": int(y),
+                }
+            ),
+        )
+        for i, (context, x, y) in enumerate(
+            zip(batch.contexts, batch.x.tolist(), batch.y.tolist(), strict=True)
+        )
+    ]
+
+
+def _compile(config: Config, console: Console) -> None:
+    if is_cached():
+        warm_up(config, draw(spec_of(config), 0))
+        return
+    with console.status("first start: compiling the kernels, about half a minute, once"):
+        started = time.monotonic()
+        warm_up(config, draw(spec_of(config), 0))
+    console.print(
+        f"compiled the kernels in {time.monotonic() - started:.0f} s; the next start has them"
+    )
+
+
+def _meta_train(config: Config, past: Stream, console: Console) -> Initialization:
+    with Progress(console=console) as progress:
+        bar = progress.add_task("meta-training on the past", total=OUTER_STEPS)
+        trained = train(
+            config,
+            Past(contexts=past.contexts, x=past.x, y=past.y, labels=Labels(config.label)),
+            steps=OUTER_STEPS,
+            on_progress=lambda done, total, loss: progress.update(bar, completed=done),
+        )
+    console.print(
+        f"loss after adaptation, on held-out episodes of the past: "
+        f"{trained.loss_before:.3f} at the random start, {trained.loss_after:.3f} now"
+    )
+    return trained.initialization
+
+
+def _play(
+    config: Config,
+    initialization: Initialization,
+    present: Stream,
+    options: DemoOptions,
+    score: Score,
+    watch: Watch | None,
+    stop: threading.Event,
+    console: Console,
+) -> None:
+    """Feed the broker at the rate and turn the worker's loop until all is played."""
+    broker = MemoryBroker.of(config)
+
+    def connect(on_rebalance: OnRebalance) -> tuple[Source, Sink]:
+        instance = config.kafka.instance
+        sink = MemorySink(broker, config, instance)
+        return MemorySource(broker, config, instance, on_rebalance), sink
+
+    observers: list[Observer] = [score] if watch is None else [score, watch]
+    worker = Worker(config, initialization, connect, observers)
+    if watch is not None:
+        watch.follow(worker)
+    messages = messages_of(present, config.topics.events)
+    started = time.monotonic()
+    sent = played = 0
+    with Progress(console=console) as progress:
+        bar = progress.add_task("adapting to the present", total=len(messages))
+        worker.open()
+        while played < len(messages) and not stop.is_set():
+            due = len(messages)
+            if options.rate is not None:
+                due = min(due, int((time.monotonic() - started) * options.rate) + 1)
+            broker.append(messages[sent:due])
+            sent = due
+            played += worker.run_once(timeout_s=0.05)
+            progress.update(bar, completed=played)
+        worker.close()
+
+
+def _mean(losses: Floats) -> float:
+    played = losses[~np.isnan(losses)]
+    return float(played.mean()) if len(played) else float("nan")
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"{summary['events']:,} events of {CONTEXTS} contexts: mean log-loss, "
+        "before each label",
+        caption=f"{summary['drifts']} drifts detected, {summary['adaptations']} adaptations, "
+        f"{summary['rejected']} events rejected",
+    )
+    table.add_column("model")
+    table.add_column("overall", justify="right")
+    table.add_column(f"{POST_DRIFT} events after a drift", justify="right")
+    names = {
+        "adapted": "streammaml, adapted by MAML",
+        "init": "its initialization, unadapted",
+        "online": "online SGD, best of five rates",
+    }
+    for model, name in names.items():
+        loss = summary["loss"][model]
+        table.add_row(name, f"{loss['overall']:.3f}", f"{loss['post_drift50']:.3f}")
+    return table

@@ -1,0 +1,78 @@
+"""From what the worker does to metrics, live page and health."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+
+import numpy as np
+
+from streammaml.backends.board import Board
+from streammaml.backends.codec import timestamp_s
+from streammaml.backends.metrics import Metrics
+from streammaml.backends.ports import Partition, Rebalance
+from streammaml.backends.web import Sources, WebServer
+from streammaml.config import Config
+from streammaml.partition import Played
+from streammaml.worker import Worker
+
+
+class Watch:
+    """Tells metrics and board what one worker does."""
+
+    def __init__(self, metrics: Metrics, board: Board) -> None:
+        self.metrics = metrics
+        self._board = board
+        self._worker: Worker | None = None
+
+    def follow(self, worker: Worker) -> None:
+        """Take loop age and readiness from this worker from now on."""
+        self._worker = worker
+
+    def loop_age_s(self) -> float:
+        """Seconds since the worker's loop turned; 0 until there is one."""
+        return 0.0 if self._worker is None else time.monotonic() - self._worker.loop_at
+
+    def is_ready(self) -> bool:
+        """Whether the worker owns a partition."""
+        return self._worker is not None and bool(self._worker.learners)
+
+    def state(self, name: str) -> None:
+        self.metrics.state(name)
+        self._board.state(name)
+
+    def played(self, played: Played, now_s: float) -> None:
+        metrics = self.metrics
+        metrics.consumed(played.records)
+        for reason, count in Counter(r.reason for r in played.rejected).items():
+            metrics.rejected(reason, count)
+        metrics.observe(played.batch, played.decisions, now_s)
+        times = [timestamp_s(event) for event in played.events]
+        metrics.event_times(np.array([math.nan if t is None else t for t in times]), now_s)
+        self._board.observe(played.decisions, len(played.rejected))
+
+    def rebalanced(self, change: Rebalance) -> None:
+        self.metrics.rebalanced(change)
+
+    def committed(self, ok: bool, now_s: float) -> None:
+        self.metrics.committed(ok, now_s)
+
+    def lag(self, lag: dict[Partition, int]) -> None:
+        self.metrics.lag(lag)
+        self._board.lag(sum(lag.values()))
+
+    def contexts(self, count: int, state_bytes: int) -> None:
+        self.metrics.contexts(count)
+        self.metrics.state_bytes("parameters", state_bytes)
+        self._board.contexts(count)
+
+
+def watched(config: Config) -> tuple[Watch, WebServer]:
+    """A watch, and a server (not started) for what it sees."""
+    metrics, board = Metrics(config), Board()
+    watch = Watch(metrics, board)
+    sources = Sources(
+        registry=metrics.registry, board=board, loop_age_s=watch.loop_age_s, ready=watch.is_ready
+    )
+    return watch, WebServer(config.web, sources)

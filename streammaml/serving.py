@@ -1,0 +1,76 @@
+"""What the commands do: the worker with its metrics and page, feeding, training, topics."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import structlog
+
+from streammaml import initialization as initializations
+from streammaml.backends.kafka import KafkaSink, KafkaSource, TopicAdmin
+from streammaml.backends.ports import OnRebalance, Sink, Source
+from streammaml.config import Config
+from streammaml.errors import InitializationError
+from streammaml.initialization import Initialization, check_fits, draw, spec_of
+from streammaml.learner import warm_up
+from streammaml.learner.kernels.compiler import is_cached
+from streammaml.observers import watched
+from streammaml.worker import Connect, Worker
+
+log = structlog.get_logger(__name__)
+
+
+def serve(config: Config, stop: threading.Event) -> None:
+    """Run the worker until ``stop``, with metrics, health and page beside it."""
+    initialization = load_initialization(config)
+    watch, server = watched(config)
+    with server:
+        log.info("web_ready", address=server.address)
+        watch.state("starting")
+        if not is_cached():
+            log.info("compiling_kernels", note="once, about half a minute")
+        warm_up(config, initialization)
+        watch.metrics.init_version(initialization.version)
+        worker = Worker(config, initialization, kafka_clients(config), [watch])
+        watch.follow(worker)
+        worker.run(stop)
+    log.info("stopped")
+
+
+def kafka_clients(config: Config) -> Connect:
+    """Builds the clients of one life of the worker: the sink first, it fences the life before."""
+    instance = config.kafka.instance
+
+    def connect(on_rebalance: OnRebalance) -> tuple[Source, Sink]:
+        sink = KafkaSink(config, instance)
+        try:
+            return KafkaSource(config, instance, on_rebalance), sink
+        except BaseException:
+            sink.close()
+            raise
+
+    return connect
+
+
+def load_initialization(config: Config) -> Initialization:
+    """The configured file's, or version 0: drawn from the seed, equal on all workers."""
+    spec, learner = spec_of(config), config.learner
+    if not learner.initialization:
+        return draw(spec, learner.seed, learner.inner_rate)
+    try:
+        payload = Path(learner.initialization).read_bytes()
+    except OSError as error:
+        raise InitializationError(
+            f"cannot read {learner.initialization}: {error.strerror}; `streammaml outer "
+            "--from FILE --once` writes one"
+        ) from error
+    initialization = initializations.decode(payload)
+    check_fits(initialization, spec)
+    return initialization
+
+
+def ensure_topics(config: Config) -> list[tuple[str, str]]:
+    """Create or check every topic; (name, what became of it), "created" and "exists" are good."""
+    with TopicAdmin(config) as admin:
+        return [(report.topic, report.outcome) for report in admin.ensure()]

@@ -1,0 +1,216 @@
+"""The two forms of the ports behind one face, for tests that must hold on both."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
+
+import kafka  # type: ignore[import-untyped]  # kafka-python has no types
+
+from streammaml.backends.kafka import (
+    KafkaFeed,
+    KafkaSink,
+    KafkaSource,
+    TopicAdmin,
+    client_settings,
+)
+from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
+from streammaml.backends.ports import (
+    Message,
+    OnRebalance,
+    Partition,
+    Rebalance,
+    Record,
+    Sink,
+    Source,
+)
+from streammaml.config import Config
+
+TIMEOUT_S = 30.0
+
+
+def unique_config(bootstrap: str = "nowhere:1", *, partitions: int = 2, **changes: Any) -> Config:
+    """A group and topics that no other test has."""
+    tag = secrets.token_hex(4)
+    names = ("events", "predictions", "adaptations", "dead_letters", "episodes")
+    topics = {name: f"{name}-{tag}" for name in (*names, "initializations", "state")}
+    settings = {"bootstrap_servers": bootstrap, "group": f"group-{tag}", "session_timeout_ms": 3000}
+    return Config.build(
+        {"kafka": settings, "topics": {**topics, "partitions": partitions}}, {"kafka": changes}
+    )
+
+
+class World(Protocol):
+    config: Config
+
+    def source(self, instance: str, on_rebalance: OnRebalance) -> Source: ...
+    def sink(self, instance: str) -> Sink: ...
+    def produce(self, messages: Sequence[Message]) -> None: ...
+    def visible(self, topic: str) -> list[Record]: ...
+    def committed(self, partition: Partition) -> int | None: ...
+    def delete_records(self, partition: Partition, before: int) -> None: ...
+    def evict(self, instance: str) -> None: ...
+
+
+class MemoryWorld:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.broker = MemoryBroker.of(config)
+
+    def source(self, instance: str, on_rebalance: OnRebalance) -> Source:
+        return MemorySource(self.broker, self.config, instance, on_rebalance)
+
+    def sink(self, instance: str) -> Sink:
+        return MemorySink(self.broker, self.config, instance)
+
+    def produce(self, messages: Sequence[Message]) -> None:
+        self.broker.append(messages)
+
+    def visible(self, topic: str) -> list[Record]:
+        return list(self.broker.read(topic))
+
+    def committed(self, partition: Partition) -> int | None:
+        return self.broker.committed(self.config.kafka.group, partition)
+
+    def delete_records(self, partition: Partition, before: int) -> None:
+        self.broker.delete_records(partition, before)
+
+    def evict(self, instance: str) -> None:
+        self.broker.evict(self.config.kafka.group, instance)
+
+
+class KafkaWorld:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._settings = client_settings(config.kafka, 10.0)
+        with TopicAdmin(config) as admin:
+            assert {report.outcome for report in admin.ensure()} == {"created"}
+
+    def source(self, instance: str, on_rebalance: OnRebalance) -> Source:
+        return KafkaSource(self.config, instance, on_rebalance)
+
+    def sink(self, instance: str) -> Sink:
+        return KafkaSink(self.config, instance)
+
+    def produce(self, messages: Sequence[Message]) -> None:
+        feed = KafkaFeed(self.config)
+        feed.send(messages)
+        feed.flush()
+        feed.close()
+
+    def visible(self, topic: str) -> list[Record]:
+        """What is there for read_committed now, partition after partition."""
+        options = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
+        consumer = kafka.KafkaConsumer(**self._settings, **options)
+        try:
+            tps = [
+                kafka.TopicPartition(topic, i) for i in sorted(consumer.partitions_for_topic(topic))
+            ]
+            consumer.assign(tps)
+            ends = consumer.end_offsets(tps)
+            found: dict[Any, list[Record]] = {tp: [] for tp in tps}
+            while any(consumer.position(tp) < ends[tp] for tp in tps):
+                for tp, records in consumer.poll(100).items():
+                    found[tp] += records
+            return [record for tp in tps for record in found[tp]]
+        finally:
+            consumer.close()
+
+    def committed(self, partition: Partition) -> int | None:
+        admin = kafka.KafkaAdminClient(**self._settings)
+        try:
+            group = self.config.kafka.group
+            tp = kafka.TopicPartition(partition.topic, partition.index)
+            found = admin.list_group_offsets({group: [tp]})[group].get(tp)
+            return None if found is None or found.offset < 0 else found.offset
+        finally:
+            admin.close()
+
+    def delete_records(self, partition: Partition, before: int) -> None:
+        admin = kafka.KafkaAdminClient(**self._settings)
+        admin.delete_records({kafka.TopicPartition(partition.topic, partition.index): before})
+        admin.close()
+
+    def evict(self, instance: str) -> None:
+        admin = kafka.KafkaAdminClient(**self._settings)
+        member = kafka.admin.MemberToRemove(group_instance_id=instance)
+        admin.remove_group_members(self.config.kafka.group, [member])
+        admin.close()
+
+
+class Reader:
+    """A source and the sink beside it, with a record of all they were told."""
+
+    def __init__(
+        self, world: World, instance: str, *, commit_on_revoke: bool = False, sink: bool = True
+    ) -> None:
+        self.changes: list[Rebalance] = []
+        self.records: dict[Partition, list[Record]] = {}
+        self.next: dict[Partition, int] = {}
+        self._commit_on_revoke = commit_on_revoke
+        self._sink = world.sink(instance) if sink else None
+        self.source = world.source(instance, self._on_rebalance)
+
+    @property
+    def sink(self) -> Sink:
+        assert self._sink is not None
+        return self._sink
+
+    @property
+    def assigned(self) -> set[Partition]:
+        held: set[Partition] = set()
+        for change in self.changes:
+            held = (held | change.assigned) - change.revoked - change.lost
+        return held
+
+    @property
+    def values(self) -> list[bytes | None]:
+        return [r.value for _, records in sorted(self.records.items()) for r in records]
+
+    def poll(self, timeout_s: float = 0.05) -> None:
+        for partition, records in self.source.poll(timeout_s).items():
+            assert partition in self.assigned
+            self.records.setdefault(partition, []).extend(records)
+            self.next[partition] = records[-1].offset + 1
+
+    def commit(self, messages: Sequence[Message] = ()) -> None:
+        self.sink.send(messages)
+        self.sink.commit(self.next, self.source.member())
+        self.next = {}
+
+    def close(self) -> None:
+        self.source.close()
+        if self._sink is not None:
+            self._sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _on_rebalance(self, change: Rebalance) -> None:
+        self.changes.append(change)
+        if self._commit_on_revoke and change.revoked:
+            self.sink.commit(
+                {p: o for p, o in self.next.items() if p in change.revoked}, self.source.member()
+            )
+        for partition in change.revoked | change.lost:
+            self.next.pop(partition, None)
+
+
+def drive(
+    *readers: Reader, until: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S
+) -> None:
+    """Poll the members in turn until something holds."""
+    deadline = time.monotonic() + timeout_s
+    while not until():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        for reader in readers:
+            reader.poll()
+
+
+def numbered(topic: str, count: int, start: int = 0) -> list[Message]:
+    return [Message(topic, b"key-%d" % (i % 10), b"%d" % i) for i in range(start, start + count)]

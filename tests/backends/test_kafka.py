@@ -1,0 +1,252 @@
+"""What only a real broker can show: outages, time-outs, topics, and clients that leave nothing."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kafka  # type: ignore[import-untyped]  # kafka-python has no types
+import pytest
+
+from streammaml.backends.kafka import KafkaFeed, KafkaSink, KafkaSource, TopicAdmin, client_settings
+from streammaml.backends.ports import Message, Partition
+from streammaml.config import Config
+from streammaml.errors import BackendError, ConfigError, FencedError, UnavailableError
+from tests.backends.conformance.worlds import KafkaWorld, Reader, drive, numbered, unique_config
+from tests.kafka_broker import Broker, free_port, wait_until
+
+outage = pytest.mark.usefixtures("unclosed_sockets_are_theirs")
+
+CLIENTS: dict[str, Callable[[Config], object]] = {
+    "source": lambda c: KafkaSource(c, "a", lambda change: None, connect_timeout_s=1.0),
+    "sink": lambda c: KafkaSink(c, "a", connect_timeout_s=1.0),
+    "feed": lambda c: KafkaFeed(c, connect_timeout_s=1.0),
+    "admin": lambda c: TopicAdmin(c, connect_timeout_s=1.0),
+}
+
+
+@pytest.fixture
+def no_new_threads() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("make", CLIENTS.values(), ids=CLIENTS)
+@pytest.mark.usefixtures("no_new_threads")
+def test_without_a_broker_making_a_client_fails_soon(make: Callable[[Config], object]) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    started = time.monotonic()
+
+    with pytest.raises(UnavailableError, match=address):
+        make(unique_config(address))
+
+    assert time.monotonic() - started < 2.0
+
+
+@outage
+@pytest.mark.usefixtures("no_new_threads")
+def test_a_port_that_never_answers_fails_within_the_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        started = time.monotonic()
+
+        with pytest.raises(UnavailableError, match=address):
+            CLIENTS["admin"](unique_config(address))
+
+        assert time.monotonic() - started < 5.0
+
+
+def test_an_unresolvable_name_is_in_the_message() -> None:
+    with pytest.raises(UnavailableError, match=r"broker\.invalid"):
+        CLIENTS["admin"](unique_config("broker.invalid:9092"))
+
+
+def test_an_address_without_a_port_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="not host:port"):
+        CLIENTS["admin"](unique_config("localhost"))
+
+
+@outage
+@pytest.mark.kafka
+def test_a_refused_login_shows_no_secret(kafka_servers: str) -> None:
+    config = unique_config(
+        kafka_servers,
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        sasl_username="me",
+        sasl_password="hunter2",
+    )
+
+    with pytest.raises(UnavailableError, match=r"does not answer\. .*failed: ") as caught:
+        CLIENTS["admin"](config)
+
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("file", ["ssl_cafile", "ssl_certfile"])
+def test_a_missing_certificate_is_a_configuration_error(file: str) -> None:
+    files: dict[str, Any] = {file: "/nowhere/ca.pem"}
+    config = unique_config(security_protocol="SASL_SSL", **files)
+
+    with pytest.raises(ConfigError, match=r"/nowhere/ca\.pem"):
+        CLIENTS["admin"](config)
+
+
+@pytest.mark.kafka
+@pytest.mark.usefixtures("no_new_threads")
+def test_closed_clients_leave_no_thread(kafka_servers: str) -> None:
+    with Reader(KafkaWorld(unique_config(kafka_servers)), "a") as reader:
+        drive(reader, until=lambda: len(reader.assigned) == 2, what="an assignment")
+
+
+@pytest.mark.kafka
+def test_a_transaction_that_outlived_its_time_is_not_taken_for_a_twin(kafka_servers: str) -> None:
+    world = KafkaWorld(unique_config(kafka_servers, partitions=1, transaction_timeout_ms=1000))
+    topic = world.config.topics.predictions
+    with Reader(world, "a") as reader:
+        drive(reader, until=lambda: bool(reader.assigned), what="an assignment")
+        reader.sink.send(numbered(topic, 1))
+        wait_until(lambda: stable_end(world, topic) == 2, 30.0, "the broker's abort")
+
+        with pytest.raises(BackendError, match="open for") as caught:
+            reader.commit(numbered(topic, 1))
+
+    assert not isinstance(caught.value, FencedError)
+    assert world.visible(topic) == []
+
+
+@pytest.mark.kafka
+def test_an_open_transaction_of_another_delays_the_new_owner_only(kafka_servers: str) -> None:
+    """Reading the offset from before it, as read_uncommitted would, repeats its events."""
+    world = KafkaWorld(unique_config(kafka_servers, partitions=1))
+    topic, group = world.config.topics.events, world.config.kafka.group
+    world.produce(numbered(topic, 20))
+    producer = kafka.KafkaProducer(
+        **client_settings(world.config.kafka, 10.0), transactional_id=f"{group}-dying"
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    offsets = {kafka.TopicPartition(topic, 0): kafka.OffsetAndMetadata(15, "", -1)}
+    producer.send_offsets_to_transaction(offsets, kafka.ConsumerGroupMetadata(group))
+    with Reader(world, "a") as reader:
+        started = time.monotonic()
+        reader.poll(3.0)
+        blocked_s, before = time.monotonic() - started, list(reader.changes)
+        producer.commit_transaction()
+
+        drive(reader, until=lambda: len(reader.values) == 5, what="the rest")
+
+        assert before == []
+        assert blocked_s < 6.0
+        assert reader.records[Partition(topic, 0)][0].offset == 15
+    producer.close()
+
+
+@pytest.mark.kafka
+def test_a_record_beyond_the_limit_of_the_client_fails_the_feed(kafka_servers: str) -> None:
+    world = KafkaWorld(unique_config(kafka_servers))
+    feed = KafkaFeed(world.config)
+
+    with pytest.raises(BackendError, match="larger than"):
+        feed.send([Message(world.config.topics.events, b"k", b"x" * 5_000_000)])
+
+    feed.close()
+
+
+@pytest.mark.kafka
+def test_a_record_that_the_broker_refuses_fails_the_flush(kafka_servers: str) -> None:
+    world = KafkaWorld(unique_config(kafka_servers, compression="none"))
+    feed = KafkaFeed(world.config)
+    feed.send([Message(world.config.topics.events, b"k", b"x" * 2_000_000)])
+
+    with pytest.raises(BackendError, match="TooLarge"):
+        feed.flush()
+
+    feed.close()
+
+
+@pytest.mark.kafka
+def test_a_broker_that_dies_in_a_transaction_leaves_nothing_twice(own_broker: Broker) -> None:
+    world = KafkaWorld(unique_config(own_broker.bootstrap))
+    topics = world.config.topics
+    world.produce(numbered(topics.events, 50))
+    first = Reader(world, "a")
+    drive(first, until=lambda: len(first.values) == 50, what="50 records")
+    first.sink.send([Message(topics.predictions, None, v) for v in first.values])
+    own_broker.kill()
+    own_broker.start()
+    try:
+        first.commit()
+    except BackendError:
+        pass
+    else:
+        assert sum(world.committed(Partition(topics.events, i)) or 0 for i in (0, 1)) == 50
+    first.close()
+    world.produce(numbered(topics.events, 10, start=50))
+
+    with Reader(world, "a") as second:
+        drive(second, until=lambda: b"59" in second.values, what="the last record")
+        second.commit([Message(topics.predictions, None, v) for v in second.values])
+
+    found = sorted(int(r.value or b"") for r in world.visible(topics.predictions))
+    assert found == list(range(60))
+
+
+@pytest.mark.kafka
+def test_with_the_broker_gone_every_call_ends_in_time(own_broker: Broker) -> None:
+    world = KafkaWorld(unique_config(own_broker.bootstrap, transaction_timeout_ms=1000))
+    reader = Reader(world, "a")
+    drive(reader, until=lambda: len(reader.assigned) == 2, what="an assignment")
+    reader.sink.send(numbered(world.config.topics.predictions, 10))
+    own_broker.kill()
+    started = time.monotonic()
+
+    with pytest.raises(UnavailableError):
+        reader.source.check()
+    checked = time.monotonic()
+    with pytest.raises(BackendError):
+        reader.commit(numbered(world.config.topics.predictions, 10))
+    committed = time.monotonic()
+    reader.close()
+    closed = time.monotonic()
+
+    assert checked - started < 8.0
+    assert committed - checked < 4.0
+    assert closed - committed < 12.0
+
+
+@pytest.mark.kafka
+def test_a_broker_that_hangs_is_noticed_and_its_return_too(own_broker: Broker) -> None:
+    world = KafkaWorld(unique_config(own_broker.bootstrap, transaction_timeout_ms=1000))
+    topic = world.config.topics.predictions
+    reader = Reader(world, "a")
+    drive(reader, until=lambda: len(reader.assigned) == 2, what="an assignment")
+    own_broker.pause()
+    with pytest.raises(BackendError):
+        reader.commit(numbered(topic, 10))
+    with pytest.raises(UnavailableError):
+        reader.source.check()
+    own_broker.resume()
+    reader.close()
+
+    with Reader(world, "a") as again:
+        again.commit(numbered(topic, 5, start=100))
+
+    assert sorted(int(r.value or b"") for r in world.visible(topic)) == list(range(100, 105))
+
+
+def stable_end(world: KafkaWorld, topic: str) -> int:
+    """Where read_committed ends now."""
+    settings = client_settings(world.config.kafka, 10.0)
+    consumer = kafka.KafkaConsumer(**settings, isolation_level="read_committed")
+    try:
+        tp = kafka.TopicPartition(topic, 0)
+        end: int = consumer.end_offsets([tp])[tp]
+        return end
+    finally:
+        consumer.close()

@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests: a broker for the session, and one of its own for a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.kafka_broker import Broker, KafkaNotFoundError, ignoring_unclosed_sockets
+
+
+@pytest.fixture(scope="session")
+def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a broker that all tests share: take random topic names."""
+    if running := os.environ.get("STREAMMAML_TEST_KAFKA"):
+        yield running
+        return
+    broker = _make(tmp_path_factory.mktemp("kafka"))
+    broker.start()
+    yield broker.bootstrap
+    broker.kill()
+
+
+@pytest.fixture
+def unclosed_sockets_are_theirs() -> Iterator[None]:
+    """kafka-python leaves the socket of a failed connection to the garbage collector."""
+    with ignoring_unclosed_sockets():
+        yield
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path, unclosed_sockets_are_theirs: None) -> Iterator[Broker]:
+    """A started broker that the test may kill."""
+    broker = _make(tmp_path / "kafka")
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+def _make(directory: Path) -> Broker:
+    try:
+        return Broker(directory)
+    except KafkaNotFoundError as error:
+        _without_kafka(str(error))
+
+
+def _without_kafka(reason: str) -> NoReturn:
+    """A machine that must run these tests says so: a skip there would be a hole in the net."""
+    if os.environ.get("STREAMMAML_REQUIRE_KAFKA") == "1":
+        pytest.fail(f"STREAMMAML_REQUIRE_KAFKA=1, but {reason}")
+    pytest.skip(reason)

@@ -1,0 +1,241 @@
+"""A real Apache Kafka for tests: one node in KRaft mode, without containers.
+
+Looked for in this order: ``STREAMMAML_TEST_KAFKA`` (bootstrap servers of a running one, which
+must allow ``group.min.session.timeout.ms=1000``), ``KAFKA_HOME`` (``libs/*.jar``), the jars that
+Maven resolves from ``tests/pom.xml`` into a cache. The last two need Java 17.
+
+By hand: ``python -m tests.kafka_broker --port 9092``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import base64
+import gc
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from streammaml.backends.kafka import TopicAdmin
+from streammaml.config import Config
+from streammaml.errors import BackendError
+
+VERSION = "4.1.1"
+CACHE = Path.home() / ".cache" / "streammaml" / f"kafka-{VERSION}"
+POM = Path(__file__).with_name("pom.xml")
+READY_TIMEOUT_S = 90.0
+
+SETTINGS = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={data}
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=2000
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+transaction.abort.timed.out.transaction.cleanup.interval.ms=500
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+"""
+
+
+class KafkaNotFoundError(Exception):
+    """No Kafka: set STREAMMAML_TEST_KAFKA or KAFKA_HOME, or install Maven and Java 17."""
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Ask again until true; each question waits on its own for something to happen."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+
+
+@contextmanager
+def ignoring_unclosed_sockets() -> Iterator[None]:
+    """kafka-python leaves the socket of a failed connection to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()  # here, not within the test after
+
+
+def find_jars(environ: Mapping[str, str] = os.environ) -> Path:
+    if shutil.which("java") is None:
+        raise KafkaNotFoundError(f"no java in PATH. {KafkaNotFoundError.__doc__}")
+    if home := environ.get("KAFKA_HOME"):
+        if not any(Path(home, "libs").glob("kafka_2*.jar")):
+            raise KafkaNotFoundError(f"KAFKA_HOME={home} has no libs/kafka_2*.jar")
+        return Path(home, "libs")
+    return CACHE if CACHE.is_dir() else _download()
+
+
+def _download() -> Path:
+    if shutil.which("mvn") is None:
+        raise KafkaNotFoundError(f"no mvn in PATH. {KafkaNotFoundError.__doc__}")
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix="kafka-", dir=CACHE.parent))
+    command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
+    done = subprocess.run(
+        [*command, f"-DoutputDirectory={fresh}"], capture_output=True, text=True, timeout=600
+    )
+    if done.returncode != 0:
+        shutil.rmtree(fresh)
+        raise KafkaNotFoundError(f"Maven failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    try:
+        fresh.rename(CACHE)  # in one step: a half-filled cache never has this name
+    except OSError:
+        shutil.rmtree(fresh)  # another run was first
+    return CACHE
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Broker:
+    """One broker with a directory and a port of its own, which it keeps over a restart."""
+
+    def __init__(self, directory: Path, *, port: int = 0) -> None:
+        self._jars = find_jars()
+        self._directory = directory
+        self._log = directory / "broker.log"
+        self._settings = directory / "server.properties"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = port or free_port()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._settings.write_text(
+            SETTINGS.format(port=self.port, controller=free_port(), data=directory / "data")
+        )
+        cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._settings))
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_die_with_us(), *self._command("kafka.Kafka", str(self._settings))],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the tests, which then stop the broker
+            )
+        atexit.register(self.kill)
+        try:
+            with ignoring_unclosed_sockets():
+                wait_until(self._answers, READY_TIMEOUT_S, "the broker answers")
+        except AssertionError as error:
+            self.kill()
+            raise AssertionError(f"{error}\n{self.log_tail()}") from error
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        """SIGSTOP: it holds its connections and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def wait(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+
+    def log_tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-40:])
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            code = self._process.returncode
+            raise AssertionError(f"the broker ended with {code}\n{self.log_tail()}")
+        try:
+            with TopicAdmin(self._config(), connect_timeout_s=1.0) as admin:
+                admin.partitions([])
+        except BackendError:
+            return False
+        return True
+
+    def _config(self) -> Config:
+        return Config.build({"kafka": {"bootstrap_servers": self.bootstrap}})
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        atexit.unregister(self.kill)
+        process.send_signal(how)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _java(self, *arguments: str) -> None:
+        done = subprocess.run(self._command(*arguments), capture_output=True, text=True, timeout=60)
+        if done.returncode != 0:
+            raise AssertionError(f"{arguments[0]}: {done.stdout}{done.stderr}")
+
+    def _command(self, *arguments: str) -> list[str]:
+        java = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        return [*java, "-cp", f"{self._jars}/*", *arguments]
+
+
+def _die_with_us() -> list[str]:
+    """A prefix that ends the broker even if the test run is killed, where there is one."""
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run a broker until Ctrl-C.")
+    parser.add_argument("--port", type=int, default=9092)
+    port = parser.parse_args().port
+    with tempfile.TemporaryDirectory(prefix="streammaml-kafka-") as directory:
+        broker = Broker(Path(directory), port=port)
+        try:
+            broker.start()
+            sys.stdout.write(f"{broker.bootstrap}\n")
+            sys.stdout.flush()
+            broker.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            broker.stop()
+
+
+if __name__ == "__main__":
+    main()
