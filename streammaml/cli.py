@@ -149,15 +149,14 @@ def feed(
     """Replay a file into the events topic, with progress."""
     flags = _flags({"kafka.bootstrap_servers": bootstrap_servers, "topics.events": topic})
     effective = _load(config, sets, flags)
-    from streammaml.serving import FeedOptions, feed_file
+    from streammaml.backends.files import Columns
+    from streammaml.feed import FeedPlan
+    from streammaml.jobs import feed_file
 
     _configure_logging(level="warning")
-    options = FeedOptions(
-        file=file,
-        label=label,
-        features=features,
-        context=context,
-        time=time,
+    columns = Columns(features=features, label=label, context=context, time=time)
+    plan = FeedPlan(
+        name=file.name.partition(".")[0],
         rate=rate,
         limit=limit,
         every=every,
@@ -165,7 +164,11 @@ def feed(
         seed=seed,
     )
     with _stop_on_signals() as stop:
-        feed_file(effective, options, stop)
+        fed = feed_file(effective, file, columns, plan, stop)
+    typer.echo(
+        f"sent {fed.sent:,} events, {fed.corrupted:,} of them damaged, "
+        f"to {effective.topics.events} at {fed.rate:,.0f} events/s"
+    )
 
 
 @app.command()
@@ -191,10 +194,20 @@ def outer(
             "the outer loop that follows a topic is not there yet: add --once to train from a file"
         )
     effective = _load(config, sets, {})
-    from streammaml.serving import train_from_file
+    _need_features(effective)
+    from streammaml.backends.files import Columns
+    from streammaml.jobs import train_from_file
 
     _configure_logging(level="warning")
-    train_from_file(effective, source, out, steps, rule, label, context, features)
+    chosen = features or ",".join(f.name for f in effective.features)
+    columns = Columns(features=chosen, label=label, context=context, time=None)
+    trained, rejected = train_from_file(effective, source, columns, out, steps, rule)
+    typer.echo(
+        f"wrote {out}: mean loss after adaptation on {trained.validation_episodes} held-out "
+        f"episodes {trained.loss_before:.3f} before, {trained.loss_after:.3f} now "
+        f"({trained.loss_unadapted:.3f} unadapted); {trained.steps} steps, "
+        f"{trained.skipped} skipped, {rejected} rows left out"
+    )
 
 
 @app.command()
@@ -205,7 +218,10 @@ def topics(
     effective = _load(config, sets, _flags({"kafka.bootstrap_servers": bootstrap_servers}))
     from streammaml.serving import ensure_topics
 
-    if not ensure_topics(effective):
+    outcomes = ensure_topics(effective)
+    for name, outcome in outcomes:
+        typer.echo(f"{name}: {outcome}")
+    if any(outcome not in ("created", "exists") for _, outcome in outcomes):
         raise typer.Exit(1)
 
 

@@ -239,7 +239,11 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return layer
 
 
-RESERVED_ENVIRONMENT = {"STREAMMAML_CONFIG", "STREAMMAML_TEST_KAFKA"}
+RESERVED_ENVIRONMENT = {
+    "STREAMMAML_CONFIG",
+    "STREAMMAML_TEST_KAFKA",
+    "STREAMMAML_REQUIRE_KAFKA",
+}
 """Variables with the prefix that are not settings."""
 
 

@@ -17,7 +17,7 @@ HEADER = """\
 # `streammaml config show` prints everything, `streammaml config schema` describes it.
 """
 
-EXAMPLE = (
+EXAMPLE: tuple[Feature, ...] = (
     Feature.model_validate({"name": "temp"}),
     Feature.model_validate({"name": "promo", "type": "boolean"}),
     Feature.model_validate({"name": "weekday", "type": "category", "categories": ["Mon", "Tue"]}),

@@ -264,9 +264,7 @@ class Worker:
             if client is None:
                 continue
             try:
-                if client is sink:
-                    sink.abort()
-                client.close()
+                client.close()  # aborts what is open
             except BackendError as error:
                 log.warning("close_failed", error=str(error))
         self._players = {}

@@ -31,7 +31,9 @@ def initialization(settings: Config) -> Initialization:
     return draw(spec_of(settings), seed=0)
 
 
-def event(i: int, context: str = "shop", label: str | float | None = "yes", **changes: Any) -> bytes:
+def event(
+    i: int, context: str = "shop", label: str | float | None = "yes", **changes: Any
+) -> bytes:
     fields = {
         "id": f"e-{i}",
         "context": context,

@@ -21,6 +21,7 @@ from streammaml.events import (
     Decisions,
     DriftLevel,
     Event,
+    Floats,
     Label,
     Reason,
     Result,
@@ -140,6 +141,7 @@ class OutputEncoder:
         self._encode = encoder(config.worker.format)
         self._topics = config.topics
         self._regression = config.label.task is Task.REGRESSION
+        self._open = not config.label.classes
 
     def predictions(
         self,
@@ -179,14 +181,20 @@ class OutputEncoder:
     def _classes(
         self, decisions: Decisions, classes: Sequence[Label], names: Sequence[str]
     ) -> list[tuple[Any, ...]]:
-        known = len(classes)
-        if not known:
-            return [(None, {})] * len(decisions.versions)
-        shares = decisions.predictions[:, :known].astype(np.float64)
+        """Of an open list, the classes that existed before the event: others have no share."""
+        shares = decisions.predictions[:, : len(classes)].astype(np.float64)
+        rows = shares.round(6).tolist()
+        if self._open and not shares.all():
+            return [
+                (classes[int(share.argmax())], _with_share(names, share, row))
+                if share.any()
+                else (None, {})
+                for share, row in zip(shares, rows, strict=True)
+            ]
         best = shares.argmax(1).tolist()
         return [
             (classes[k], dict(zip(names, row, strict=True)))
-            for k, row in zip(best, shares.round(6).tolist(), strict=True)
+            for k, row in zip(best, rows, strict=True)
         ]
 
     def _values(self, decisions: Decisions) -> list[tuple[Any, ...]]:
@@ -257,6 +265,10 @@ class OutputEncoder:
         if value is None and record.key is None:
             value = b""  # Kafka takes no record without both
         return Message(self._topics.dead_letters, record.key, value, headers)
+
+
+def _with_share(names: Sequence[str], share: Floats, row: list[float]) -> dict[str, float]:
+    return {name: p for name, p, exact in zip(names, row, share, strict=True) if exact > 0}
 
 
 def _finite(value: np.float64) -> float | None:

@@ -164,6 +164,11 @@ class KafkaSource:
         settings = _consumer_settings(config, instance, connect_timeout_s)
         self._consumer = connect(kafka.KafkaConsumer, config.kafka, settings)
         self._consumer.subscribe([self._topic], listener=_Listener(self))
+        try:
+            _ask(self._learn_topic, time.monotonic() + connect_timeout_s)
+        except BackendError:
+            self.close()
+            raise
 
     def poll(self, timeout_s: float) -> Mapping[Partition, Sequence[Record]]:
         if self._fault is not None:
@@ -201,6 +206,15 @@ class KafkaSource:
         _ask(self._consumer.close, autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1000)
         if before is None and self._fault is not None:
             raise self._fault
+
+    def _learn_topic(self, deadline: float) -> None:
+        """Wait for the partitions of the topic. A member that joins without knowing them gets
+        none, and the client may notice only after ``metadata_max_age_ms`` (seen).
+        """
+        cluster, manager = self._consumer._cluster, self._consumer._manager
+        while cluster.partitions_for_topic(self._topic) is None:
+            left_ms = max(0.0, deadline - time.monotonic()) * 1000
+            manager.run(manager.wait_for, cluster.request_update(), left_ms)
 
     def _poll(self, deadline: float) -> Mapping[Partition, Sequence[Record]]:
         while True:
@@ -313,8 +327,8 @@ class KafkaSink:
         }
         self._producer = connect(kafka.KafkaProducer, config.kafka, settings)
         self._manager = self._producer._transaction_manager
-        # The client would answer a fencing by asking for a new epoch, and a commit under way
-        # would then report success for a transaction that the broker has dropped.
+        # The client answers a superseded epoch by asking for a new one, and a commit under way
+        # then reports success for what the broker has dropped (seen).
         self._manager._supports_epoch_bump = lambda: False
         try:
             self._ask(self._producer.init_transactions)
@@ -615,6 +629,7 @@ def _consumer_settings(config: Config, instance: str, connect_timeout_s: float) 
         "max_partition_fetch_bytes": max(
             1_048_576, config.worker.max_record_bytes + _OVERHEAD_BYTES
         ),
+        "metadata_max_age_ms": 60_000,
         "metrics_enabled": False,
     }
 

@@ -2,7 +2,7 @@
 // Draws /api/summary once a second. No library, nothing from elsewhere.
 
 const EVERY_MS = 1000;
-const WIDTH = 960, HEIGHT = 340, LEFT = 52, RIGHT = 12, TOP = 14, BOTTOM = 34;
+const WIDTH = 960, HEIGHT = 340, LEFT = 52, RIGHT = 36, TOP = 14, BOTTOM = 34;
 const NAMES = { init: "init (not adapted)", adapted: "adapted", online: "online gradient descent" };
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
@@ -43,7 +43,7 @@ function scales(curve) {
 
 function grid({ last, top, x, y }) {
   const nodes = [];
-  const dy = step(top, 4), dx = step(last, 6);
+  const dy = step(top, 5), dx = step(last, 6);
   for (let i = 0; i * dy <= top; i++) {
     const at = y(i * dy);
     nodes.push(draw("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at }));

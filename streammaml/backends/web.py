@@ -26,8 +26,8 @@ from streammaml.backends.board import Board
 from streammaml.config import WebConfig
 from streammaml.errors import ConfigError
 
-LOOP_LIMIT_S = 30.0
-"""A loop that has not turned for so long is stuck."""
+LOOP_LIMIT_S = 60.0
+"""A loop that has not turned for so long is stuck; a commit may take 15 s, closing 6 s."""
 CLIENT_TIMEOUT_S = 10.0
 METHODS = ("GET", "HEAD")
 JSON = "application/json"
@@ -226,6 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = False  # so that server_close waits for them
+    request_queue_size = 64  # beyond it a client waits a second to try again
     answer: Callable[[str, str], Answer]
 
     def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:

@@ -7,6 +7,7 @@ what is shared can be learned from the past and what is not must be learned from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def hyper(contexts: int, events_each: int, seed: int, drifting: bool = True) -> 
         while cuts[-1] < events_each:
             cuts.append(cuts[-1] + int(rng.integers(*CALM)) if drifting else events_each)
         drift[c, cuts[1:-1]] = True
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, end in pairwise(cuts):
             y[c, start:end] = (hidden[c, start:end] @ rng.normal(size=6)) > 0
     flips = rng.random(y.shape) < NOISE
     y[flips] = rng.integers(0, 2, int(flips.sum()))

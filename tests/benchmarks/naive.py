@@ -103,7 +103,7 @@ class NaiveLoop(Generic[Model]):
             logits = self.logits(context.model, torch.from_numpy(self._inputs(context, x[None])))
         probability = float(torch.softmax(logits[0], 0)[y])
         self.losses.append(-math.log(max(probability, 0.002)))
-        context.detector.update(-math.log(max(probability, 0.02)))
+        context.detector.update(-math.log(max(probability, 0.02)))  # type: ignore[no-untyped-call]  # river types half of itself
         context.support.append((x, y))
         context.segment += 1
         self._maybe_adapt(context, context.detector.drift_detected)
@@ -117,7 +117,8 @@ class NaiveLoop(Generic[Model]):
         spread += count * (own.mean - mean) ** 2
         std = np.sqrt(np.maximum(spread / (20 + count), 0.01 * variance + 1e-9))
         z = np.concatenate([(x - self._mean) / self._std, (x - mean) / std], axis=1)
-        return np.clip(z, -4, 4).astype(np.float32)
+        inputs: Float32s = np.clip(z, -4, 4).astype(np.float32)
+        return inputs
 
     def _maybe_adapt(self, context: NaiveContext[Model], drift: bool) -> None:
         if drift:

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,7 +235,7 @@ def learner_rounds(
     found = []
     for _ in range(rounds):
         loop = kind(config, initialization)
-        peer = cpu_us(lambda loop=loop: loop.play(values), len(values))
+        peer = cpu_us(partial(loop.play, values), len(values))
         found.append(Round(run_learner(config, initialization, values, size), peer))
     return found
 

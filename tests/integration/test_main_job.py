@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,8 @@ def test_gefcom_wind_is_predicted_as_a_regression(job: Job) -> None:
     assert sent == WIND_EVENTS
     predictions = job.predictions()
     assert len({p["id"] for p in predictions}) == len(predictions) == WIND_EVENTS
-    assert all(0 <= p["value"] <= 1 for p in predictions[100:])
+    outside = [p for p in predictions if not 0 <= p["value"] <= 1]
+    assert len(outside) <= 4, "only a partition's first event has no range of labels to clip to"
     assert job.read("dead_letters") == []
     assert mean_loss(metrics, "adapted") < mean_loss(metrics, "init")
 
@@ -101,7 +103,7 @@ def test_ten_kills_at_random_times_leave_one_prediction_for_each_event(job: Job)
     while kills < 10:
         mark = job.ends("predictions") + rng.randint(200, CHEST_EVENTS // 12)
         process = job.start(slow)
-        wait_until(lambda m=mark, p=process: past(job, m, p), DEADLINE_S, f"kill {kills}")
+        wait_until(partial(past, job, mark, process), DEADLINE_S, f"kill {kills}")
         process.kill()
         process.wait()
         kills += 1

@@ -112,23 +112,29 @@ def test_an_external_detector_is_fed_the_signal_and_renewed_after_each_drift() -
     assert (decisions["triggers"] == Trigger.DRIFT).tolist() == [bool(e) for e in expected]
 
 
-def test_page_hinkley_of_another_mode_is_rivers_own_and_decides_alike_where_nothing_falls() -> None:
+def test_a_detector_after_a_drift_is_a_new_one_and_not_the_old_one_reset() -> None:
+    # this one alarms after 9, 5, 6, … events if it goes on; a new one always after 9
+    chance = {"trigger_method": "random", "t_0": 10, "w": 5, "seed": 1}
+    config = make_config(detector={"name": "DummyDriftDetector", "parameters": chance})
+
+    decisions = play(make_learner(config), make_stream(42, 40, contexts=1))
+
+    assert np.flatnonzero(decisions["levels"]).tolist() == [8, 17, 26, 35]
+
+
+def test_page_hinkley_of_another_mode_is_rivers_own_and_agrees_until_its_first_alarm() -> None:
     stream = make_stream(43, 500, contexts=2, drift_every=150)
-    # as river's "both", with a threshold for falls that is never reached, must equal "up"
-    up = make_config(detector={"parameters": {"threshold": 3.0}})
-    both = make_config(detector={"parameters": {"threshold": 3.0, "mode": "both"}})
+    up = make_learner(make_config(detector={"parameters": {"threshold": 3.0}}))
+    both = make_learner(make_config(detector={"parameters": {"threshold": 3.0, "mode": "both"}}))
 
-    compiled = play(make_learner(up), stream)
-    external = make_learner(both)
-    decisions = play(external, stream)
+    compiled, external = play(up, stream), play(both, stream)
 
-    assert external._prototype is not None
-    rises = np.flatnonzero(compiled["levels"] == DriftLevel.DRIFT)
-    first_fall = np.flatnonzero(decisions["levels"] == DriftLevel.DRIFT)[0]
-    assert first_fall <= rises[0]
-    np.testing.assert_array_equal(
-        decisions["predictions"][: first_fall + 1], compiled["predictions"][: first_fall + 1]
-    )
+    assert up._prototype is None
+    assert both._prototype is not None
+    alarm = int(np.flatnonzero(external["levels"] == DriftLevel.DRIFT)[0])
+    assert 10 < alarm <= np.flatnonzero(compiled["levels"] == DriftLevel.DRIFT)[0]
+    until = slice(0, alarm + 1)
+    assert external["predictions"][until].tobytes() == compiled["predictions"][until].tobytes()
 
 
 def test_a_binary_detector_is_fed_whether_the_class_was_wrong() -> None:
@@ -184,8 +190,9 @@ def events_of(names: str) -> Stream:
 
 
 @pytest.mark.parametrize("size", [1, 100])
-def test_the_least_recently_used_context_is_the_one_that_leaves(size: int) -> None:
-    learner = make_learner(make_config(max_contexts=3))
+@pytest.mark.parametrize("detector", ["PageHinkley", "ADWIN"])
+def test_the_least_recently_used_context_is_the_one_that_leaves(detector: str, size: int) -> None:
+    learner = make_learner(make_config(max_contexts=3, detector={"name": detector}))
     stream = events_of("abcabcacdac")
 
     decisions = play(learner, stream, list(range(size, len(stream), size)))
@@ -212,7 +219,17 @@ def test_an_evicted_context_begins_anew() -> None:
     assert row["labels"] == row["segment"] == 1
     assert row["x_count"].tolist() == [1, 1]
     assert row["detector"][0] == 1
-    assert row["error_scale"] == 0.5
+
+
+def test_an_evicted_contexts_typical_error_begins_anew() -> None:
+    learner = make_learner(make_config(classes=0, max_contexts=1))
+    play(learner, events_of("aaaaa"))
+    assert row_of(learner, "a")["error_scale"] != 0.5
+
+    decisions = play(learner, Stream(["b"], np.ones((1, 2), np.float32), np.array([np.nan])))
+
+    assert row_of(learner, "b")["error_scale"] == 0.5
+    assert decisions["spread"][0] == 0.5 * state_of(learner)["stream.y_scale"][1]
 
 
 def test_an_evicted_contexts_river_detector_leaves_with_it() -> None:
@@ -410,6 +427,19 @@ def test_a_prediction_that_is_not_finite_falls_back_to_theta_and_is_flagged(clas
     assert decisions["nonfinite"].tolist() == [1, 0]
     np.testing.assert_array_equal(decisions["loss"], decisions["loss_init"])
     assert row_of(learner, "a")["fast"].tobytes() == theta.tobytes()
+
+
+@pytest.mark.parametrize("classes", [2, 0])
+def test_plain_descent_that_gives_no_finite_prediction_is_charged_as_theta(classes: int) -> None:
+    learner = make_learner(make_config(classes=classes, warmup=[], baseline_rate=0.1))
+    stream = events_of("aaaa")
+    play(learner, stream.of([0, 1, 2]))
+    learner._contexts.baseline[learner._rows["a"]] = 3e38
+
+    decisions = play(learner, stream.of([3]))
+
+    assert decisions["loss_baseline"][0] == decisions["loss_init"][0]
+    assert not decisions["nonfinite"][0]
 
 
 @pytest.mark.parametrize("classes", [2, 0])

@@ -1,0 +1,158 @@
+"""The page's data: means by hand, bounded history, nothing lost when intervals merge."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+
+import numpy as np
+
+from streammaml.backends.board import Board, total
+from streammaml.events import Decisions, DriftLevel, Result, Trigger
+
+
+def test_an_interval_holds_the_mean_of_its_losses() -> None:
+    board = Board(width=2)
+
+    board.update(events=1, losses={"adapted": (1.0, 1), "init": (3.0, 1)})
+    board.update(events=1, losses={"adapted": (2.0, 1), "init": (5.0, 1)}, drifts=1)
+    board.update(events=2, losses={"adapted": (0.5, 2)})
+
+    curve = board.summary()["curve"]
+    assert curve["events"] == [2, 4]
+    assert curve["losses"] == {"init": [4.0, None], "adapted": [1.5, 0.25]}
+    assert curve["drifts"] == [1, 0]
+
+
+def test_totals_are_of_everything() -> None:
+    board = Board()
+
+    board.update(events=3, losses={"adapted": (1.5, 3)}, drifts=1, adaptations=2, accepted=1)
+    board.update(events=1, losses={"adapted": (0.5, 1)}, rejected=4)
+    board.state("ready")
+    board.lag(17)
+    board.contexts(5)
+
+    summary = board.summary()
+    assert summary["models"]["adapted"] == {"mean": 0.5, "latest": None, "losses": 4}
+    assert (summary["events"], summary["drifts"], summary["rejected"]) == (4, 1, 4)
+    assert (summary["adaptations"], summary["accepted"]) == (2, 1)
+    assert (summary["state"], summary["lag"], summary["contexts"]) == ("ready", 17, 5)
+
+
+def test_a_board_that_saw_nothing_shows_nothing() -> None:
+    summary = Board().summary()
+
+    assert summary["models"] == {}
+    assert summary["curve"] == {"events": [], "losses": {}, "drifts": [], "window": 0}
+    assert summary["lag"] is None
+
+
+def test_history_stays_bounded_and_keeps_every_loss_and_drift() -> None:
+    board = Board(max_points=16, width=1)
+    events = 1000
+
+    for i in range(events):
+        board.update(events=1, losses={"adapted": (float(i), 1)}, drifts=int(i % 100 == 0))
+        assert len(board.summary()["curve"]["events"]) <= 16
+
+    curve = board.summary()["curve"]
+    steps = {b - a for a, b in zip(curve["events"], curve["events"][1:], strict=False)}
+    assert steps == {64}
+    assert curve["events"][0] == 64
+    assert curve["losses"]["adapted"][0] == sum(range(64)) / 64
+    assert sum(curve["drifts"]) == 10
+    assert curve["losses"]["adapted"][-1] == sum(range(896, 960)) / 64
+
+
+def test_an_odd_number_of_intervals_merges_without_a_loss() -> None:
+    board = Board(max_points=4, width=1)
+
+    for i in range(6):
+        board.update(events=1, losses={"adapted": (float(i), 1)})
+
+    curve = board.summary()["curve"]
+    assert curve["events"] == [2, 4, 6]
+    assert curve["losses"]["adapted"] == [0.5, 2.5, 4.5]
+
+
+def test_the_curve_is_a_moving_mean_that_weighs_every_loss_alike() -> None:
+    board = Board(width=1)
+
+    for i in range(60):
+        count = 3 if i == 59 else 1
+        board.update(events=1, losses={"adapted": (i * count, count)})
+
+    curve = board.summary()["curve"]
+    assert curve["losses"]["adapted"][0] == 0
+    assert curve["losses"]["adapted"][1] == 0.5
+    assert curve["losses"]["adapted"][58] == 57.5
+    assert curve["losses"]["adapted"][59] == (58 + 3 * 59) / 4
+    assert curve["window"] == 2
+    assert board.summary()["models"]["adapted"]["latest"] == 58.75
+
+
+def test_decisions_become_sums() -> None:
+    board = Board(width=1)
+    nan = math.nan
+    zeros = np.zeros(3, np.uint8)
+
+    board.observe(
+        Decisions(
+            predictions=np.zeros((3, 2), np.float32),
+            spread=np.full(3, nan),
+            loss=np.array([0.5, nan, 1.5]),
+            loss_init=np.array([2.0, nan, math.inf]),
+            loss_baseline=np.full(3, nan),
+            levels=np.array([DriftLevel.DRIFT, DriftLevel.WARNING, 0], np.uint8),
+            triggers=np.array([Trigger.DRIFT, 0, Trigger.WARMUP], np.uint8),
+            results=np.array([Result.ACCEPTED, 0, Result.DIVERGED], np.uint8),
+            loss_before=np.full(3, nan),
+            loss_after=np.full(3, nan),
+            support=np.zeros(3, np.int64),
+            gradient_norm=np.full(3, nan),
+            nonfinite=zeros,
+            versions=np.zeros(3, np.int64),
+            evicted=0,
+        ),
+        rejected=2,
+    )
+
+    summary = board.summary()
+    assert summary["curve"]["losses"] == {"init": [2.0], "adapted": [1.0]}
+    assert (summary["events"], summary["drifts"], summary["rejected"]) == (3, 1, 2)
+    assert (summary["adaptations"], summary["accepted"]) == (2, 1)
+
+
+def test_a_sum_leaves_out_what_is_not_finite() -> None:
+    assert total(np.array([1.0, math.nan, math.inf, 2.0])) == (3.0, 2)
+    assert total(np.array([math.nan])) == (0.0, 0)
+
+
+def test_a_model_of_another_name_is_shown_too() -> None:
+    board = Board(width=1)
+
+    board.update(events=1, losses={"river": (1.0, 1), "init": (2.0, 1)})
+
+    assert list(board.summary()["models"]) == ["init", "river"]
+
+
+def test_readers_see_whole_summaries_while_a_thread_adds() -> None:
+    board = Board(max_points=8, width=1)
+    done = threading.Event()
+
+    def add() -> None:
+        for _ in range(3000):
+            board.update(events=1, losses={"adapted": (1.0, 1)})
+        done.set()
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    while not done.is_set():
+        curve = json.loads(json.dumps(board.summary(), allow_nan=False))["curve"]
+        assert set(curve["losses"].get("adapted", [])) <= {1.0}
+        assert curve["events"] == sorted(curve["events"])
+    thread.join()
+
+    assert board.summary()["events"] == 3000

@@ -1,0 +1,276 @@
+"""The worker's HTTP side, by real requests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from streammaml.backends.board import Board
+from streammaml.backends.metrics import Metrics
+from streammaml.backends.web import Sources, WebServer
+from streammaml.config import Config, WebConfig
+from streammaml.errors import ConfigError
+
+TIMEOUT_S = 20.0
+
+
+class Site:
+    """A running server, what it reads, and a client for it."""
+
+    def __init__(self) -> None:
+        self.age_s = 0.5
+        self.is_ready = False
+        self.board = Board(width=1)
+        self.metrics = Metrics(Config())
+        self.sources = Sources(
+            registry=self.metrics.registry,
+            board=self.board,
+            loop_age_s=self.age,
+            ready=lambda: self.is_ready,
+            loop_limit_s=30.0,
+        )
+        self.server = WebServer(WebConfig(port=0), self.sources)
+
+    def age(self) -> float:
+        if self.age_s < -1e6:
+            raise RuntimeError("a planted fault")
+        return self.age_s
+
+    def ask(
+        self, path: str, method: str = "GET", accept: str = "*/*"
+    ) -> tuple[int, dict[str, str], bytes]:
+        target = urlsplit(self.server.address)
+        connection = http.client.HTTPConnection(target.netloc, timeout=TIMEOUT_S)
+        connection.request(method, path, headers={"Accept": accept})
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        return answer.status, dict(answer.headers), body
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    running = Site()
+    with running.server:
+        yield running
+
+
+def test_metrics_come_as_text_by_default(site: Site) -> None:
+    site.metrics.consumed(3)
+
+    status, headers, body = site.ask("/metrics")
+
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain; version=")
+    assert b'streammaml_events_consumed_total{topic="events"} 3.0\n' in body
+    assert b"# EOF" not in body
+
+
+def test_metrics_come_as_openmetrics_where_that_is_accepted(site: Site) -> None:
+    accept = "application/openmetrics-text; version=1.0.0"
+
+    status, headers, body = site.ask("/metrics", accept=accept)
+
+    assert status == 200
+    assert headers["Content-Type"].startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_the_worker_is_healthy_while_its_loop_turns(site: Site) -> None:
+    site.age_s = 29.0
+    alive = site.ask("/healthz")
+    site.age_s = 30.0
+    stuck = site.ask("/healthz")
+    site.age_s = -5.0
+    backing_off = site.ask("/healthz")
+
+    assert alive[0] == 200
+    assert json.loads(alive[2]) == {"status": "ok", "loop_age_s": 29.0, "limit_s": 30.0}
+    assert stuck[0] == 503
+    assert json.loads(stuck[2])["status"] == "stuck"
+    assert backing_off[0] == 200
+
+
+def test_the_worker_is_ready_once_it_says_so(site: Site) -> None:
+    before = site.ask("/readyz")
+    site.is_ready = True
+    after = site.ask("/readyz")
+
+    assert (before[0], json.loads(before[2])) == (503, {"ready": False})
+    assert (after[0], json.loads(after[2])) == (200, {"ready": True})
+
+
+def test_the_summary_is_what_the_board_says(site: Site) -> None:
+    site.board.update(events=1, losses={"adapted": (0.5, 1)}, drifts=1)
+
+    status, headers, body = site.ask("/api/summary?at=1")
+
+    assert status == 200
+    assert headers["Content-Type"] == "application/json"
+    assert headers["Cache-Control"] == "no-store"
+    assert json.loads(body) == site.board.summary()
+
+
+def test_the_page_comes_with_its_script_and_style(site: Site) -> None:
+    page, style, script = (site.ask(path) for path in ("/", "/page.css", "/page.js"))
+
+    assert [page[0], style[0], script[0]] == [200, 200, 200]
+    assert page[1]["Content-Type"] == "text/html; charset=utf-8"
+    assert style[1]["Content-Type"] == "text/css; charset=utf-8"
+    assert script[1]["Content-Type"] == "text/javascript; charset=utf-8"
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_needs_no_inline_code(site: Site) -> None:
+    page, style, script = (site.ask(path)[2].decode() for path in ("/", "/page.css", "/page.js"))
+
+    assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == {
+        *("page.css", "page.js", "metrics", "api/summary", "healthz")
+    }
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script>", page)
+    assert "url(" not in style
+    assert set(re.findall(r"https?://[^\"' ]+", page + style + script)) == {
+        "http://www.w3.org/2000/svg"  # a name, not an address
+    }
+
+
+def test_the_page_has_all_that_its_script_fills(site: Site) -> None:
+    page, script = (site.ask(path)[2].decode() for path in ("/", "/page.js"))
+
+    ids = set(re.findall(r'id="([^"]+)"', page))
+    used = set(re.findall(r'\$\("([^"]+)"\)', script))
+    counts = re.search(r"for \(const id of \[([^\]]+)\]", script)
+    assert counts is not None
+    used |= set(re.findall(r'"([^"]+)"', counts[1]))
+    assert used <= ids
+    assert {"events", "drifts-count", "adaptations", "rejected", "lag"} <= used
+
+
+def test_the_page_can_be_read_without_eyes(site: Site) -> None:
+    page = site.ask("/")[2].decode()
+
+    assert '<html lang="en">' in page
+    assert 'role="status"' in page
+    assert 'role="img" aria-labelledby="chart-title chart-text"' in page
+    assert page.count("<caption>") == page.count("<table>") == 2
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz", "/nowhere"])
+def test_head_gives_the_headers_of_get_and_no_body(site: Site, path: str) -> None:
+    got, head = site.ask(path), site.ask(path, "HEAD")
+
+    assert head[0] == got[0]
+    assert head[2] == b""
+    assert head[1]["Content-Type"] == got[1]["Content-Type"]
+    assert int(head[1]["Content-Length"]) > 0
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "NONE"])
+def test_no_other_method_is_allowed(site: Site, method: str) -> None:
+    status, headers, _ = site.ask("/healthz", method)
+
+    assert status == 405
+    assert headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/page.html", "/../config.py", "/%2e%2e/x", "/api/", "/web.py"])
+def test_what_is_no_route_is_not_found(site: Site, path: str) -> None:
+    assert site.ask(path)[0] == 404
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(site: Site) -> None:
+    for path in ("/", "/metrics", "/nowhere", "/favicon.ico"):
+        headers = site.ask(path)[1]
+
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Content-Security-Policy"].startswith("default-src 'self';")
+        assert headers["Server"] == "streammaml"
+
+
+def test_a_route_that_fails_answers_500_and_the_server_goes_on(site: Site) -> None:
+    site.age_s = -1e9
+    failed = site.ask("/healthz")
+    site.age_s = 0.0
+    well = site.ask("/healthz")
+
+    assert failed[0] == 500
+    assert b"planted" not in failed[2]
+    assert well[0] == 200
+
+
+def test_many_ask_at_once(site: Site) -> None:
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(site.ask("/metrics")[0])) for _ in range(16)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert answers == [200] * 16
+
+
+def test_closing_ends_every_thread_even_that_of_a_silent_client() -> None:
+    before = set(threading.enumerate())
+    site = Site()
+    site.server.start()
+    target = urlsplit(site.server.address)
+    assert target.hostname is not None
+    silent = socket.create_connection((target.hostname, target.port or 0), timeout=TIMEOUT_S)
+    site.ask("/healthz")  # by now the silent one has been accepted too
+
+    site.server.close()
+
+    assert set(threading.enumerate()) == before
+    assert silent.recv(1) == b""
+    silent.close()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((target.hostname, target.port or 0), timeout=TIMEOUT_S)
+
+
+def test_closing_twice_or_before_the_start_does_nothing() -> None:
+    site = Site()
+
+    site.server.close()
+    with site.server:
+        pass
+    site.server.close()
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_the_cure(site: Site) -> None:
+    port = urlsplit(site.server.address).port
+    second = WebServer(WebConfig(port=port or 0), Site().sources)
+
+    with pytest.raises(ConfigError, match=rf"127.0.0.1:{port}.*web.port=0 takes any free port"):
+        second.start()
+
+
+def test_the_address_of_all_interfaces_is_one_a_browser_takes() -> None:
+    site = Site()
+    site.server = WebServer(WebConfig(host="0.0.0.0", port=0), site.sources)
+
+    with site.server:
+        assert site.server.address.startswith("http://127.0.0.1:")
+        assert site.ask("/healthz")[0] == 200
+
+
+def test_the_health_path_imports_no_model_and_no_broker() -> None:
+    code = (
+        "import sys, streammaml.backends.web, streammaml.backends.metrics;"
+        "heavy = {'torch', 'numba', 'river', 'kafka', 'pyarrow', 'pandas'} & set(sys.modules);"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
