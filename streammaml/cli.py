@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -34,6 +35,22 @@ config_app = typer.Typer(help="Write, show and describe the configuration.", no_
 app.add_typer(config_app, name="config")
 
 DEFAULT_FILE = Path("streammaml.toml")
+STDOUT = Path("-")
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuse, before any work is done, a file that cannot be written."""
+    if path in (None, STDOUT):
+        return path
+    assert path is not None
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path} cannot be written")
+    return path
+
 
 ConfigFile = Annotated[
     Path | None,
@@ -55,6 +72,13 @@ Classes = Annotated[str | None, typer.Option(help="The closed list of classes: a
 Initialization = Annotated[
     Path | None, typer.Option(help="A file that `streammaml outer --once` wrote")
 ]
+
+
+class OuterRule(StrEnum):
+    """The rules of ``meta.outer_loop``, which only the command itself imports."""
+
+    FOMAML = "fomaml"
+    MAML = "maml"
 
 
 @app.command()
@@ -90,7 +114,7 @@ def run(
     from streammaml.serving import serve
 
     _configure_logging()
-    with _stop_on_signals() as stop:
+    with _stop_on_signals() as stop, _last_words():
         serve(effective, stop)
 
 
@@ -99,7 +123,8 @@ def demo(
     events: Annotated[int, typer.Option(min=1000, help="Events to score")] = 20_000,
     headless: Annotated[bool, typer.Option(help="No page; as fast as it goes")] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the summary as JSON")
+        Path | None,
+        typer.Option("--json", help="Also write the summary as JSON", callback=_writable),
     ] = None,
     rate: Annotated[float, typer.Option(min=1, help="Events a second, with the page")] = 500.0,
     port: Annotated[int, typer.Option(help="The page; 0: any free port")] = 9108,
@@ -107,6 +132,8 @@ def demo(
     seed: int = 0,
 ) -> None:
     """Meta-train on a generated past, then adapt to the drifting present; compare."""
+    import msgspec
+
     from streammaml.demo import DemoOptions, run_demo
 
     _configure_logging(level="warning")
@@ -114,13 +141,14 @@ def demo(
         events=events,
         rate=None if headless else rate,
         port=None if headless else port,
-        browser=browser,
+        browser=browser and _has_display(),
         seed=seed,
     )
     with _stop_on_signals() as stop:
         summary = run_demo(options, stop)
     if json_file is not None:
-        json_file.write_text(json.dumps(summary, indent=2) + "\n")
+        # A loss of nothing, after an early Ctrl-C, is NaN, which msgspec writes as null.
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
 
 
 @app.command()
@@ -175,11 +203,13 @@ def feed(
 def outer(
     source: Annotated[Path, typer.Option("--from", help="A history: CSV, Parquet or JSON lines")],
     once: Annotated[bool, typer.Option("--once", help="Train once and write the result")] = False,
-    out: Annotated[Path, typer.Option(help="Where the initialization goes")] = Path(
-        "initialization.safetensors"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where the initialization goes", callback=_writable)
+    ] = Path("initialization.safetensors"),
     steps: Annotated[int, typer.Option(min=1, help="Outer steps")] = 1000,
-    rule: Annotated[str, typer.Option(help="fomaml or maml (second order)")] = "fomaml",
+    rule: Annotated[
+        OuterRule, typer.Option(help="maml: with second-order gradients")
+    ] = OuterRule.FOMAML,
     label: Annotated[str, typer.Option(help="Column of the label")] = "label",
     context: Annotated[str | None, typer.Option(help="Column of the context")] = None,
     features: Annotated[
@@ -196,12 +226,15 @@ def outer(
     effective = _load(config, sets, {})
     _need_features(effective)
     from streammaml.backends.files import Columns
-    from streammaml.jobs import train_from_file
+    from streammaml.meta.outer_loop import Rule
+    from streammaml.training import train_from_file
 
     _configure_logging(level="warning")
     chosen = features or ",".join(f.name for f in effective.features)
     columns = Columns(features=chosen, label=label, context=context, time=None)
-    trained, rejected = train_from_file(effective, source, columns, out, steps, rule)
+    trained, rejected = train_from_file(
+        effective, source, columns, out, steps, Rule(rule.value)
+    )
     typer.echo(
         f"wrote {out}: mean loss after adaptation on {trained.validation_episodes} held-out "
         f"episodes {trained.loss_before:.3f} before, {trained.loss_after:.3f} now "
@@ -216,12 +249,13 @@ def topics(
 ) -> None:
     """Create the topics, or check those that exist."""
     effective = _load(config, sets, _flags({"kafka.bootstrap_servers": bootstrap_servers}))
-    from streammaml.serving import ensure_topics
+    from streammaml.backends.kafka import TopicAdmin
 
-    outcomes = ensure_topics(effective)
-    for name, outcome in outcomes:
-        typer.echo(f"{name}: {outcome}")
-    if any(outcome not in ("created", "exists") for _, outcome in outcomes):
+    with TopicAdmin(effective) as admin:
+        reports = admin.ensure()
+    for report in reports:
+        typer.echo(f"{report.topic}: {report.outcome}")
+    if any(report.outcome not in ("created", "exists") for report in reports):
         raise typer.Exit(1)
 
 
@@ -255,18 +289,20 @@ def health(
     timeout_s: Annotated[float, typer.Option(min=0.1)] = 3.0,
 ) -> None:
     """Ask a running worker whether it is well; for container probes. Exit 0 or 1."""
+    import http.client
     import urllib.error
     import urllib.request
 
-    web = _load(config, sets, {}).web
-    target = url or f"http://{'127.0.0.1' if web.host == '0.0.0.0' else web.host}:{web.port}"
+    target = url or _address(_load(config, sets, {}))
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a pod may have a proxy
     try:
-        with urllib.request.urlopen(f"{target.rstrip('/')}/healthz", timeout=timeout_s) as answer:
+        with direct.open(f"{target.rstrip('/')}/healthz", timeout=timeout_s) as answer:
             typer.echo(answer.read().decode())
     except urllib.error.HTTPError as error:
-        typer.echo(error.read().decode(), err=True)
+        with error:
+            typer.echo(error.read().decode(errors="replace"), err=True)
         raise typer.Exit(1) from error
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         typer.echo(f"no worker answers at {target}: {error}", err=True)
         raise typer.Exit(1) from error
 
@@ -280,14 +316,16 @@ def config_init(
     features: Annotated[str, typer.Option(help="Columns: names and globs")] = "*",
     context: Annotated[str | None, typer.Option(help="Column of the context")] = None,
     time: Annotated[str | None, typer.Option(help="Column of the event time")] = None,
-    out: Annotated[Path, typer.Option(help="- for standard output")] = DEFAULT_FILE,
+    out: Annotated[
+        Path, typer.Option(help="- for standard output", callback=_writable)
+    ] = DEFAULT_FILE,
     force: Annotated[bool, typer.Option(help="Overwrite")] = False,
 ) -> None:
     """Write a configuration file to start from."""
     from streammaml.config_file import starter
 
     text = starter(from_sample, label, features, context, time)
-    if str(out) == "-":
+    if out == STDOUT:
         typer.echo(text, nl=False)
         return
     if out.exists() and not force:
@@ -310,10 +348,10 @@ def config_schema() -> None:
     typer.echo(json.dumps(Config.model_json_schema(), indent=2))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point: our errors become one line and their exit code."""
     try:
-        app()
+        app(args=arguments)
     except StreamMAMLError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -326,9 +364,11 @@ def _load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> C
     layers: list[dict[str, Any]] = [{"kafka": {"instance": socket.gethostname()}}]
     if file or named or path.exists():
         try:
-            layers.append(settings.from_toml(path.read_text(), str(path)))
+            layers.append(settings.from_toml(path.read_text("utf-8"), str(path)))
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
     layers += [settings.from_environment(os.environ), flags, _sets(sets)]
     return Config.build(*layers)
 
@@ -338,8 +378,10 @@ def _sets(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set wants KEY=VALUE, got {pair!r}")
-        settings.assign(layer, key.strip(), settings.parse_value(value))
+            # Not the pair itself: it may be a password behind a colon.
+            raise ConfigError("--set wants KEY=VALUE, such as kafka.group=shop: there is no =")
+        key = key.strip()
+        settings.assign(layer, key, settings.read_value(key, value))
     return layer
 
 
@@ -370,6 +412,20 @@ def _features(text: str | None) -> list[dict[str, Any]] | None:
     return tables
 
 
+def _address(config: Config) -> str:
+    """Where this configuration's worker serves, as seen from its own machine."""
+    loopback = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+    host = loopback.get(config.web.host, config.web.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.web.port}"
+
+
+def _has_display() -> bool:
+    """Without one, a browser in the terminal would take the demo's place."""
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
 def _need_features(config: Config) -> None:
     if not config.features:
         raise ConfigError(
@@ -383,18 +439,41 @@ def _configure_logging(level: str = "info") -> None:
     import logging
 
     import structlog
+    from structlog import processors, stdlib
 
-    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(name)s: %(message)s")
-    pretty = sys.stderr.isatty()
+    named = [processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
+    rendered: list[Any] = (
+        [structlog.dev.ConsoleRenderer()]
+        if sys.stderr.isatty()
+        else [processors.format_exc_info, processors.JSONRenderer()]
+    )
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(),
-        ],
+        processors=[*named, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(
+        stdlib.ProcessorFormatter(
+            foreign_pre_chain=[stdlib.add_logger_name, *named],
+            processors=[stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
+        )
+    )
+    logging.basicConfig(handlers=[libraries], level=logging.ERROR, force=True)
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Where the log is JSON, the error that ends the worker is a line of it too."""
+    import structlog
+
+    try:
+        yield
+    except StreamMAMLError as error:
+        if sys.stderr.isatty():
+            raise
+        structlog.get_logger().error("failed", error=str(error), exit_code=error.exit_code)
+        raise typer.Exit(error.exit_code) from error
 
 
 @contextmanager

@@ -32,7 +32,12 @@ NUMBER_LIMIT = 1e12
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,  # a password under a misspelt key must reach no traceback
+    )
 
 
 class FeatureType(StrEnum):
@@ -235,7 +240,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if wanted not in known:
             right = [ENVIRONMENT_PREFIX + k.replace(".", "__") for k in known]
             raise ConfigError(f"unknown environment variable {variable}{_nearest(variable, right)}")
-        assign(layer, known[wanted], parse_value(value))
+        assign(layer, known[wanted], read_value(known[wanted], value))
     return layer
 
 
@@ -255,6 +260,17 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def read_value(name: str, text: str) -> Any:
+    """Read the value of one setting: a secret as it stands, a text also where it looks like a
+    number (a group called 7), anything else as TOML would.
+    """
+    kind = dict(_settings(Config)).get(name)
+    if kind is SecretStr:
+        return text
+    value = parse_value(text)
+    return text if kind is str and not isinstance(value, str) else value
+
+
 def assign(layer: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
@@ -262,14 +278,19 @@ def assign(layer: dict[str, Any], dotted: str, value: Any) -> None:
     layer[last] = value
 
 
-def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def keys(model: type[BaseModel]) -> Iterator[str]:
     """Yield every setting as ``section.key``."""
+    yield from (name for name, _ in _settings(model))
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its type."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from keys(kind, f"{prefix}{name}.")
+            yield from _settings(kind, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, kind
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -89,22 +89,52 @@ class Batch:
     y: Floats  # [B], class slot or value; NaN where unlabelled
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed(NamedTuple):
+    """What the core decided about a batch, in few arrays; :class:`Decisions` names their rows."""
+
+    probabilities: Float32s  # [2, B, K]
+    numbers: Floats  # [8, B]
+    counts: NDArray[np.int64]  # [2, B]
+    codes: Codes  # [4, B]
+
+
+Array = TypeVar("Array", Float32s, Floats, Codes, NDArray[np.int64])
+
+
+class _Row(Generic[Array]):
+    """A row of a packed array, under a name."""
+
+    def __init__(self, field: str, row: int) -> None:
+        self._field = field
+        self._row = row
+
+    def __get__(self, decisions: Decisions, owner: type[Decisions]) -> Array:
+        row: Array = getattr(decisions.packed, self._field)[self._row]
+        return row
+
+
 class Decisions:
     """What the core wants the shell to publish and count, aligned with its Batch."""
 
-    predictions: Float32s  # [B, K], class probabilities; or the value, [B, 1]
-    spread: Floats  # [B], the context's running mean |error| in units of y; NaN for classes
-    loss: Floats  # [B], of the prediction above; NaN where unlabelled
-    loss_init: Floats  # [B], of the unadapted initialization
-    loss_baseline: Floats  # [B], of plain online gradient descent; NaN where it is off
-    levels: Codes  # [B], DriftLevel
-    triggers: Codes  # [B], Trigger
-    results: Codes  # [B], Result
-    loss_before: Floats  # [B], on the newest support examples, NaN where nothing adapted
-    loss_after: Floats  # [B]
-    support: NDArray[np.int64]  # [B], examples the adaptation used
-    gradient_norm: Floats  # [B], of its first inner step, before clipping
-    nonfinite: Codes  # [B], 1 where the fast weights gave no finite prediction
-    versions: NDArray[np.int64]  # [B], initialization behind the prediction
-    evicted: int  # contexts that left memory to make room
+    __slots__ = ("evicted", "packed")
+
+    def __init__(self, packed: Packed, evicted: int = 0) -> None:
+        self.packed = packed
+        self.evicted = evicted  # contexts that left memory to make room
+
+    predictions = _Row[Float32s]("probabilities", 0)  # [B, K] of classes; or the value, [B, 1]
+    initial = _Row[Float32s]("probabilities", 1)  # the same, of the unadapted initialization
+    loss = _Row[Floats]("numbers", 0)  # [B], of the prediction; NaN where unlabelled
+    loss_init = _Row[Floats]("numbers", 1)  # [B], of the unadapted initialization
+    loss_baseline = _Row[Floats]("numbers", 2)  # [B], of online gradient descent; NaN if off
+    signal = _Row[Floats]("numbers", 3)  # [B], what the drift detector was fed
+    loss_before = _Row[Floats]("numbers", 4)  # [B], on the newest support; NaN: not adapted
+    loss_after = _Row[Floats]("numbers", 5)  # [B], of the candidate on the same examples
+    spread = _Row[Floats]("numbers", 6)  # [B], the context's mean |error|; NaN for classes
+    gradient_norm = _Row[Floats]("numbers", 7)  # [B], first inner step, before clipping
+    support = _Row[NDArray[np.int64]]("counts", 0)  # [B], examples the adaptation used
+    versions = _Row[NDArray[np.int64]]("counts", 1)  # [B], initialization behind the prediction
+    levels = _Row[Codes]("codes", 0)  # [B], DriftLevel
+    triggers = _Row[Codes]("codes", 1)  # [B], Trigger
+    results = _Row[Codes]("codes", 2)  # [B], Result
+    nonfinite = _Row[Codes]("codes", 3)  # [B], 1: the fast weights gave no finite prediction

@@ -1,4 +1,4 @@
-"""What the commands do: the worker with its metrics and page, feeding, training, topics."""
+"""``streammaml run``: the worker on Kafka, with its metrics and page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from streammaml import initialization as initializations
-from streammaml.backends.kafka import KafkaSink, KafkaSource, TopicAdmin
+from streammaml.backends.kafka import KafkaSink, KafkaSource
 from streammaml.backends.ports import OnRebalance, Sink, Source
 from streammaml.config import Config
 from streammaml.errors import InitializationError
@@ -68,9 +68,3 @@ def load_initialization(config: Config) -> Initialization:
     initialization = initializations.decode(payload)
     check_fits(initialization, spec)
     return initialization
-
-
-def ensure_topics(config: Config) -> list[tuple[str, str]]:
-    """Create or check every topic; (name, what became of it), "created" and "exists" are good."""
-    with TopicAdmin(config) as admin:
-        return [(report.topic, report.outcome) for report in admin.ensure()]

@@ -131,7 +131,13 @@ class Broker:
             SETTINGS.format(port=self.port, controller=free_port(), data=directory / "data")
         )
         cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
-        self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._settings))
+        self._java(
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={cluster}",
+            "-c",
+            str(self._settings),
+        )
 
     @property
     def bootstrap(self) -> str:

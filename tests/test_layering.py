@@ -25,7 +25,9 @@ LAYERS = [
     {
         "worker",
         "partition",
+        "observers",
         "serving",
+        "jobs",
         "doctor",
         "config_file",
         "meta_trainer",

@@ -10,7 +10,9 @@ import numpy as np
 from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
 from streammaml.backends.ports import Message, OnRebalance, Sink, Source
 from streammaml.config import Config
+from streammaml.events import Decisions
 from streammaml.initialization import Initialization, draw, spec_of
+from streammaml.learner.state import new_packed
 
 
 def config(**sections: dict[str, Any]) -> Config:
@@ -56,6 +58,14 @@ def stream(count: int, contexts: int = 5, seed: int = 0) -> list[Message]:
         value = event(i, context, label, features={"a": a, "b": b, "c": c})
         messages.append(Message("events", context.encode(), value))
     return messages
+
+
+def decisions(events: int, slots: int = 2, **rows: Any) -> Decisions:
+    """Nothing remarkable on ``events`` unlabelled events, save the rows that are given."""
+    made = Decisions(new_packed(events, slots), rows.pop("evicted", 0))
+    for name, values in rows.items():
+        getattr(made, name)[:] = values
+    return made
 
 
 class Connector:

@@ -12,20 +12,17 @@ import numpy as np
 from river import base
 
 from streammaml.config import Config
-from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Task
+from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
 from streammaml.initialization import Initialization, check_fits, spec_of
 from streammaml.learner import detectors
 from streammaml.learner.kernels import entry as kernel
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.state import (
     Ints,
-    Outputs,
-    Packed,
     Policy,
     grow,
     meta_of,
     new_contexts,
-    new_outputs,
     new_packed,
     new_scratch,
     new_stream,
@@ -119,7 +116,7 @@ class Learner:
                 row = self._new_row(context)
             rows[i] = row
         self._play(batch, rows, first, size, packed)
-        return self._decisions(new_outputs(packed))
+        return Decisions(packed, self._evicted)
 
     def _new_bundle(self) -> kernel.Bundle:
         """Again whenever an array was replaced."""
@@ -157,47 +154,28 @@ class Learner:
         if self._prototype is None:
             kernel.play(self._bundle, rows, batch.x, batch.y, first, last, packed)
             return
-        out = new_outputs(packed)
+        decisions = Decisions(packed)
         for i in range(first, last):
             kernel.play_to_signal(self._bundle, rows, batch.x, batch.y, i, packed)
             level = DriftLevel.STABLE
             if not np.isnan(batch.y[i]):
-                level = self._detect(int(rows[i]), batch, out, i)
+                level = self._detect(int(rows[i]), batch, decisions, i)
             kernel.play_from_level(self._bundle, rows, batch.x, batch.y, i, int(level), packed)
 
-    def _detect(self, row: int, batch: Batch, out: Outputs, i: int) -> DriftLevel:
+    def _detect(self, row: int, batch: Batch, decisions: Decisions, i: int) -> DriftLevel:
         """Ask the context's river detector, a new one after each drift."""
         detector = self._detectors.get(row)
         if detector is None:
             assert self._prototype is not None
             detector = self._detectors[row] = self._prototype.clone()
         if isinstance(detector, base.BinaryDriftDetector):
-            detector.update(bool(out.predictions[i].argmax() != batch.y[i]))
+            detector.update(bool(decisions.predictions[i].argmax() != batch.y[i]))
         else:
-            detector.update(float(out.signal[i]))
+            detector.update(float(decisions.signal[i]))
         level = detectors.level_of(detector)
         if level is DriftLevel.DRIFT:
             del self._detectors[row]
         return level
-
-    def _decisions(self, out: Outputs) -> Decisions:
-        return Decisions(
-            predictions=out.predictions,
-            spread=out.spread,
-            loss=out.loss,
-            loss_init=out.loss_init,
-            loss_baseline=out.loss_baseline,
-            levels=out.levels,
-            triggers=out.triggers,
-            results=out.results,
-            loss_before=out.loss_before,
-            loss_after=out.loss_after,
-            support=out.support,
-            gradient_norm=out.gradient_norm,
-            nonfinite=out.nonfinite,
-            versions=out.versions,
-            evicted=self._evicted,
-        )
 
 
 def policy_of(config: Config) -> Policy:

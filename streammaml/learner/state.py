@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streammaml.events import Codes, Float32s, Floats
+from streammaml.events import Codes, Float32s, Floats, Packed
 from streammaml.initialization import Initialization
 
 Ints = NDArray[np.int64]
@@ -82,7 +82,8 @@ class Scratch(NamedTuple):
 
     activations: Float32s  # [L+1, S, W]
     deltas: Float32s  # [2, S, W]
-    turned: Float32s  # [W·max(W, S)]
+    turned: Float32s  # [W·W] a transposed weight
+    pad: Float32s  # [W + max(W, S), 16] for widths that are not multiples of 16
     gradient: Float32s  # [P]
     candidate: Float32s  # [P]
     lanes: Float32s  # [max(64, K)]
@@ -93,7 +94,7 @@ class Scratch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the kernel decided, aligned with the batch; see ``events.Decisions``."""
+    """The rows of ``events.Packed`` for compiled code, as ``events.Decisions`` for all other."""
 
     predictions: Float32s  # [B, K]
     initial: Float32s  # [B, K] of the unadapted initialization
@@ -111,15 +112,6 @@ class Outputs(NamedTuple):
     triggers: Codes
     results: Codes
     nonfinite: Codes
-
-
-class Packed(NamedTuple):
-    """The arrays whose rows are ``Outputs``, in its order."""
-
-    probabilities: Float32s  # [2, B, K]
-    numbers: Floats  # [8, B]
-    counts: Ints  # [2, B]
-    codes: Codes  # [4, B]
 
 
 def new_contexts(
@@ -177,7 +169,8 @@ def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
     return Scratch(
         activations=np.zeros((len(meta.sizes), support, widest), np.float32),
         deltas=np.zeros((2, support, widest), np.float32),
-        turned=np.zeros(widest * max(widest, support), np.float32),
+        turned=np.zeros(widest * widest, np.float32),
+        pad=np.zeros((widest + max(widest, support), 16), np.float32),
         gradient=np.zeros(parameters, np.float32),
         candidate=np.zeros(parameters, np.float32),
         lanes=np.zeros(max(64, int(meta.sizes[-1])), np.float32),
@@ -196,11 +189,6 @@ def new_packed(events: int, slots: int) -> Packed:
         counts=np.zeros((2, events), np.int64),
         codes=np.zeros((4, events), np.uint8),
     )
-
-
-def new_outputs(packed: Packed) -> Outputs:
-    """Name the rows of ``packed``; ``kernels.entry.unpack`` does the same in compiled code."""
-    return Outputs(*packed.probabilities, *packed.numbers, *packed.counts, *packed.codes)
 
 
 def meta_of(initialization: Initialization) -> Meta:

@@ -9,7 +9,8 @@ import threading
 import numpy as np
 
 from streammaml.backends.board import Board, total
-from streammaml.events import Decisions, DriftLevel, Result, Trigger
+from streammaml.events import DriftLevel, Result, Trigger
+from tests import wire
 
 
 def test_an_interval_holds_the_mean_of_its_losses() -> None:
@@ -96,25 +97,15 @@ def test_the_curve_is_a_moving_mean_that_weighs_every_loss_alike() -> None:
 def test_decisions_become_sums() -> None:
     board = Board(width=1)
     nan = math.nan
-    zeros = np.zeros(3, np.uint8)
 
     board.observe(
-        Decisions(
-            predictions=np.zeros((3, 2), np.float32),
-            spread=np.full(3, nan),
-            loss=np.array([0.5, nan, 1.5]),
-            loss_init=np.array([2.0, nan, math.inf]),
-            loss_baseline=np.full(3, nan),
-            levels=np.array([DriftLevel.DRIFT, DriftLevel.WARNING, 0], np.uint8),
-            triggers=np.array([Trigger.DRIFT, 0, Trigger.WARMUP], np.uint8),
-            results=np.array([Result.ACCEPTED, 0, Result.DIVERGED], np.uint8),
-            loss_before=np.full(3, nan),
-            loss_after=np.full(3, nan),
-            support=np.zeros(3, np.int64),
-            gradient_norm=np.full(3, nan),
-            nonfinite=zeros,
-            versions=np.zeros(3, np.int64),
-            evicted=0,
+        wire.decisions(
+            3,
+            loss=[0.5, nan, 1.5],
+            loss_init=[2.0, nan, math.inf],
+            levels=[DriftLevel.DRIFT, DriftLevel.WARNING, 0],
+            triggers=[Trigger.DRIFT, 0, Trigger.WARMUP],
+            results=[Result.ACCEPTED, 0, Result.DIVERGED],
         ),
         rejected=2,
     )

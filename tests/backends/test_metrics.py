@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
@@ -21,6 +20,7 @@ from streammaml.backends.metrics import Metrics, build_info
 from streammaml.backends.ports import Partition, Rebalance
 from streammaml.config import Config
 from streammaml.events import Batch, Decisions, DriftLevel, Reason, Result, Trigger
+from tests import wire
 
 NAN = math.nan
 NOW_S = 1_800_000_000.0
@@ -33,18 +33,9 @@ def batch(y: list[float], contexts: list[str] | None = None) -> Batch:
 
 def decisions(size: int, **changed: Any) -> Decisions:
     """Nothing remarkable on ``size`` unlabelled events, save what is given."""
-    nothing: NDArray[np.float64] = np.full(size, NAN)
-    zeros: NDArray[np.uint8] = np.zeros(size, np.uint8)
-    values: dict[str, Any] = {
-        "predictions": np.tile(np.array([0.75, 0.25], np.float32), (size, 1)),
-        **dict.fromkeys(("spread", "loss", "loss_init", "loss_baseline"), nothing),
-        **dict.fromkeys(("loss_before", "loss_after", "gradient_norm"), nothing),
-        **dict.fromkeys(("levels", "triggers", "results", "nonfinite"), zeros),
-        **dict.fromkeys(("support", "versions"), np.zeros(size, np.int64)),
-        "evicted": 0,
-    }
-    given = {k: np.array(v, values[k].dtype) for k, v in changed.items() if k != "evicted"}
-    return Decisions(**{**values, **given, "evicted": changed.get("evicted", 0)})
+    shares = changed.pop("predictions", [[0.75, 0.25]] * size)
+    slots = len(shares[0]) if size else 2
+    return wire.decisions(size, slots, predictions=shares if size else 0, **changed)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -128,16 +128,18 @@ def rules_of(config: Config) -> Rules:
     )
 
 
+PARTS = ("packed", "evicted")
+
+
 def play(learner: Learner, stream: Stream, cuts: Sequence[int] = ()) -> Arrays:
     """Step the stream in the slices that ``cuts`` gives; every field of the decisions, joined."""
     edges = [0, *cuts, len(stream)]
     parts = [learner.step(stream.batch(a, b)) for a, b in pairwise(edges)]
     joined: Arrays = {}
-    for field in fields(Decisions):
-        values = [getattr(part, field.name) for part in parts]
-        joined[field.name] = (
-            np.array(sum(values)) if field.name == "evicted" else np.concatenate(values)
-        )
+    rows = [name for name in vars(Decisions) if not name.startswith("_") and name not in PARTS]
+    for name in rows:
+        joined[name] = np.concatenate([getattr(part, name) for part in parts])
+    joined["evicted"] = np.array(sum(part.evicted for part in parts))
     return joined
 
 

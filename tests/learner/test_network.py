@@ -17,7 +17,7 @@ from tests.learner import reference
 from tests.learner.build import layers_of, make_config, make_initialization
 
 ROWS = 13
-SHAPES = pytest.mark.parametrize("hidden", [[], [5], [6, 9], [3, 4, 5], [20, 13]])
+SHAPES = pytest.mark.parametrize("hidden", [[], [5], [6, 9], [3, 4, 5], [20, 85]])
 TASKS = pytest.mark.parametrize("classes", [0, 2, 5])
 
 
@@ -53,8 +53,9 @@ def make_case(hidden: list[int], classes: int, seed: int = 1) -> Case:
         y = rng.integers(0, known.sum(), ROWS).astype(float)
     scratch = new_scratch(meta_of(initialization), 32, 3)
     scratch.activations[0, :ROWS, :6] = u
-    for used in (scratch.deltas, scratch.turned, scratch.gradient, scratch.activations[1:]):
-        used[:] = 1e9  # what an earlier event left behind must not matter
+    for used in (scratch.deltas, scratch.turned, scratch.pad, scratch.gradient):
+        used[:] = np.nan  # what an earlier event left behind must not matter
+    scratch.activations[1:] = np.nan
     return Case(initialization, scratch, u.astype(float), y, known, not classes)
 
 
@@ -63,14 +64,15 @@ def flat(layers: reference.Layers) -> Floats:
 
 
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 8), (8, 3), (13, 2), (31, 9)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 16), (13, 64), (31, 85), (5, 130)])
 def test_affine_equals_the_matrix_product(shape: tuple[int, int], relu: bool) -> None:
     rng = np.random.default_rng(4)
     m, n = shape
     x, weight, bias = (rng.normal(size=s).astype(np.float32) for s in [(6, m), (m, n), (n,)])
     out = np.full((6, n + 2), 77, np.float32)
+    pad = np.full((m + 6, 16), np.nan, np.float32)
 
-    network.affine(x, weight, bias, out, 5, relu)
+    network.affine(x, weight, bias, out, 5, relu, pad)
 
     expected = x[:5].astype(float) @ weight + bias
     np.testing.assert_allclose(
@@ -84,9 +86,10 @@ def test_affine_equals_the_matrix_product(shape: tuple[int, int], relu: bool) ->
 def test_forward_equals_the_reference(hidden: list[int]) -> None:
     case = make_case(hidden, 5)
 
-    network.forward(case.initialization.theta(), case.sizes, case.scratch.activations, ROWS)
+    theta, scratch = case.initialization.theta(), case.scratch
+    network.forward(theta, case.sizes, scratch.activations, ROWS, scratch.pad)
 
-    outputs = case.scratch.activations[-1, :ROWS, :5]
+    outputs = scratch.activations[-1, :ROWS, :5]
     expected = reference.forward(layers_of(case.initialization), case.u)
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
 

@@ -112,6 +112,22 @@ def test_an_external_detector_is_fed_the_signal_and_renewed_after_each_drift() -
     assert (decisions["triggers"] == Trigger.DRIFT).tolist() == [bool(e) for e in expected]
 
 
+@pytest.mark.parametrize("classes", [3, 0])
+def test_the_way_through_a_detector_in_python_is_the_compiled_way_to_the_bit(classes: int) -> None:
+    common = {"classes": classes, "baseline_rate": 0.05, "max_contexts": 3}
+    deaf = make_config(**common, detector={"parameters": {"threshold": 1e9}})
+    none = make_config(**common, detector={"name": "NoDrift"})
+    stream = make_stream(48, 400, classes=classes, contexts=5, missing=0.1, unlabelled=0.3)
+    compiled, external = make_learner(deaf), make_learner(none)
+
+    expected, decisions = play(compiled, stream), play(external, stream)
+
+    assert_same_bits(decisions, expected)
+    ours, theirs = state_of(external), state_of(compiled)
+    del ours["contexts.detector"], theirs["contexts.detector"]
+    assert_same_bits(ours, theirs)
+
+
 def test_a_detector_after_a_drift_is_a_new_one_and_not_the_old_one_reset() -> None:
     # this one alarms after 9, 5, 6, … events if it goes on; a new one always after 9
     chance = {"trigger_method": "random", "t_0": 10, "w": 5, "seed": 1}

@@ -41,11 +41,6 @@ def jit(function: F) -> F:
         SETTINGS["CACHE_DIR"] = before
 
 
-def inline(function: F) -> F:
-    """Like :func:`jit`, but copied into its callers before LLVM sees them."""
-    return cast(F, numba.njit(inline="always", error_model="numpy")(function))
-
-
 def _compile(function: F, *, cache: bool) -> F:
     return cast(F, numba.njit(nogil=True, cache=cache, error_model="numpy")(function))
 

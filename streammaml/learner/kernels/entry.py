@@ -13,7 +13,7 @@ from numba import types
 from numba.core.types import Type
 from numba.experimental import structref
 
-from streammaml.events import Float32s, Floats
+from streammaml.events import Float32s, Floats, Packed
 from streammaml.learner.kernels import step
 from streammaml.learner.kernels.compiler import jit
 from streammaml.learner.state import (
@@ -21,7 +21,6 @@ from streammaml.learner.state import (
     Ints,
     Meta,
     Outputs,
-    Packed,
     Policy,
     Scratch,
     StreamState,
@@ -64,7 +63,7 @@ def bundle(
 
 @jit
 def unpack(packed: Packed) -> Outputs:
-    """Name the rows of ``packed``."""
+    """Name the rows of ``packed``, as ``events.Decisions`` does."""
     p, n, c, k = packed.probabilities, packed.numbers, packed.counts, packed.codes
     return Outputs(
         p[0],

@@ -2,8 +2,8 @@
 
 Rule: parameters are one contiguous vector [P] (weight 0, bias 0, weight 1, …), so that a context's
 weights are one row. ``sizes`` [L+1]; activations [L+1, S, W] with W the widest layer; the inputs
-stand in ``activations[0]``. Every product is sums of rows, eight at a time over contiguous memory:
-that is what LLVM turns into vector code without fastmath.
+stand in ``activations[0]``. Loops run over contiguous rows, taken out first: LLVM turns that into
+vector code without fastmath.
 """
 
 from __future__ import annotations
@@ -12,71 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streammaml.events import Float32s, Floats
-from streammaml.learner.kernels.compiler import inline, jit
+from streammaml.learner.kernels.compiler import jit
+from streammaml.learner.kernels.matmul import add_product
 from streammaml.learner.state import Scratch
 
 ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
 
 
-@inline
-def add_8(
-    o: Float32s,
-    w: Float32s,
-    k: int,
-    a0: float,
-    a1: float,
-    a2: float,
-    a3: float,
-    a4: float,
-    a5: float,
-    a6: float,
-    a7: float,
-) -> None:
-    """o [n] += Σ a_i · w[k+i]: the loop that all matrix products here spend their time in."""
-    n = o.shape[0]
-    w0, w1, w2, w3 = w[k, :n], w[k + 1, :n], w[k + 2, :n], w[k + 3, :n]
-    w4, w5, w6, w7 = w[k + 4, :n], w[k + 5, :n], w[k + 6, :n], w[k + 7, :n]
-    for j in range(n):
-        o[j] += ((a0 * w0[j] + a1 * w1[j]) + (a2 * w2[j] + a3 * w3[j])) + (
-            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
-        )
-
-
-@inline
-def add_4(o: Float32s, w: Float32s, k: int, a0: float, a1: float, a2: float, a3: float) -> None:
-    n = o.shape[0]
-    w0, w1, w2, w3 = w[k, :n], w[k + 1, :n], w[k + 2, :n], w[k + 3, :n]
-    for j in range(n):
-        o[j] += (a0 * w0[j] + a1 * w1[j]) + (a2 * w2[j] + a3 * w3[j])
-
-
-@inline
-def add_1(o: Float32s, w: Float32s, k: int, a: float) -> None:
-    n = o.shape[0]
-    row = w[k, :n]
-    for j in range(n):
-        o[j] += a * row[j]
-
-
-@inline
-def add_product(o: Float32s, a: Float32s, w: Float32s, m: int) -> None:
-    """o [n] += a[:m] @ w[:m, :n]."""
-    k = 0
-    while k + 8 <= m:
-        add_8(o, w, k, a[k], a[k + 1], a[k + 2], a[k + 3], a[k + 4], a[k + 5], a[k + 6], a[k + 7])
-        k += 8
-    if k + 4 <= m:
-        add_4(o, w, k, a[k], a[k + 1], a[k + 2], a[k + 3])
-        k += 4
-    while k < m:
-        add_1(o, w, k, a[k])
-        k += 1
-
-
 @jit
 def affine(
-    x: Float32s, weight: Float32s, bias: Float32s, out: Float32s, rows: int, relu: bool
+    x: Float32s,
+    weight: Float32s,
+    bias: Float32s,
+    out: Float32s,
+    rows: int,
+    relu: bool,
+    pad: Float32s,
 ) -> None:
     """out [rows, n] = x [rows, m] @ weight [m, n] + bias [n], through a ReLU if asked."""
     m, n = weight.shape
@@ -84,8 +36,10 @@ def affine(
         o = out[s, :n]
         for j in range(n):
             o[j] = bias[j]
-        add_product(o, x[s], weight, m)
-        if relu:
+    add_product(x, weight, out, rows, m, n, pad)
+    if relu:
+        for s in range(rows):
+            o = out[s, :n]
             for j in range(n):
                 if o[j] < ZERO:
                     o[j] = ZERO
@@ -93,7 +47,11 @@ def affine(
 
 @jit
 def forward(
-    parameters: Float32s, sizes: NDArray[np.int64], activations: Float32s, rows: int
+    parameters: Float32s,
+    sizes: NDArray[np.int64],
+    activations: Float32s,
+    rows: int,
+    pad: Float32s,
 ) -> None:
     """Fill activations[1:] for the first ``rows`` inputs; the last one holds the outputs [., K]."""
     offset = 0
@@ -102,7 +60,8 @@ def forward(
         m, n = sizes[layer], sizes[layer + 1]
         weight = parameters[offset : offset + m * n].reshape(m, n)
         bias = parameters[offset + m * n : offset + m * n + n]
-        affine(activations[layer], weight, bias, activations[layer + 1], rows, layer < layers - 1)
+        relu = layer < layers - 1
+        affine(activations[layer], weight, bias, activations[layer + 1], rows, relu, pad)
         offset += m * n + n
 
 
@@ -158,33 +117,23 @@ def output_losses(
 
 
 @jit
-def weight_gradient(
-    x: Float32s, delta: Float32s, rows: int, turned: Float32s, out: Float32s
-) -> None:
-    """out [m, n] = xᵀ [m, rows] @ delta [rows, n]; ``turned`` is room for xᵀ."""
+def weight_gradient(x: Float32s, delta: Float32s, rows: int, pad: Float32s, out: Float32s) -> None:
+    """out [m, n] = xᵀ [m, rows] @ delta [rows, n]."""
     m, n = out.shape
-    across = turned[: m * rows].reshape(m, rows)
-    for s in range(rows):
-        row = x[s, :m]
-        for k in range(m):
-            across[k, s] = row[k]
     for k in range(m):
         o = out[k]
         for j in range(n):
             o[j] = ZERO
-        add_product(o, across[k], delta, rows)
+    add_product(x.T, delta, out, m, rows, n, pad)
 
 
 @jit
 def input_gradient(
-    x: Float32s, weight: Float32s, delta: Float32s, rows: int, turned: Float32s, out: Float32s
+    x: Float32s, weight: Float32s, delta: Float32s, rows: int, scratch: Scratch, out: Float32s
 ) -> None:
-    """out [rows, m] = delta [rows, n] @ weightᵀ, where the ReLU that made x [rows, m] was open.
-
-    ``turned`` is room for weightᵀ.
-    """
+    """out [rows, m] = delta [rows, n] @ weightᵀ, where the ReLU that made x [rows, m] was open."""
     m, n = weight.shape
-    across = turned[: n * m].reshape(n, m)
+    across = scratch.turned[: n * m].reshape(n, m)
     for k in range(m):
         w = weight[k]
         for j in range(n):
@@ -193,8 +142,9 @@ def input_gradient(
         o = out[s, :m]
         for k in range(m):
             o[k] = ZERO
-        add_product(o, delta[s], across, n)
-        made = x[s, :m]
+    add_product(delta, across, out, rows, n, m, scratch.pad)
+    for s in range(rows):
+        o, made = out[s, :m], x[s, :m]
         for k in range(m):
             if made[k] <= ZERO:
                 o[k] = ZERO
@@ -214,7 +164,7 @@ def gradient(
     """Write the gradient [P] of the mean loss on the inputs in scratch; return that loss."""
     layers = sizes.shape[0] - 1
     activations, deltas = scratch.activations, scratch.deltas
-    forward(parameters, sizes, activations, rows)
+    forward(parameters, sizes, activations, rows, scratch.pad)
     loss = output_losses(activations[layers], y, known, regression, rows, deltas[layers % 2])
     end = parameters.shape[0]
     for layer in range(layers - 1, -1, -1):
@@ -222,7 +172,7 @@ def gradient(
         delta = deltas[(layer + 1) % 2]
         start = end - (m * n + n)
         product = out[start : start + m * n].reshape(m, n)
-        weight_gradient(activations[layer], delta, rows, scratch.turned, product)
+        weight_gradient(activations[layer], delta, rows, scratch.pad, product)
         bias = out[end - n : end]
         for j in range(n):
             bias[j] = ZERO
@@ -232,8 +182,6 @@ def gradient(
                 bias[j] += d[j]
         if layer > 0:
             weight = parameters[start : start + m * n].reshape(m, n)
-            input_gradient(
-                activations[layer], weight, delta, rows, scratch.turned, deltas[layer % 2]
-            )
+            input_gradient(activations[layer], weight, delta, rows, scratch, deltas[layer % 2])
         end = start
     return loss

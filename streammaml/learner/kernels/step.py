@@ -61,7 +61,7 @@ def serve(
 
     A class's probability, or the value, clipped to the range of the labels seen so far.
     """
-    network.forward(parameters, meta.sizes, scratch.activations, 1)
+    network.forward(parameters, meta.sizes, scratch.activations, 1, scratch.pad)
     outputs = scratch.activations[meta.sizes.shape[0] - 1, 0]
     if not policy.regression:
         return network.softmax(outputs, stream.known, out)
@@ -209,7 +209,7 @@ def judge(
     rows: int,
 ) -> float:
     """Mean loss of ``parameters`` on the ``rows`` examples in scratch; NaN if not finite."""
-    network.forward(parameters, meta.sizes, scratch.activations, rows)
+    network.forward(parameters, meta.sizes, scratch.activations, rows, scratch.pad)
     outputs = scratch.activations[meta.sizes.shape[0] - 1]
     return network.output_losses(
         outputs, scratch.y, stream.known, policy.regression, rows, scratch.deltas[0]

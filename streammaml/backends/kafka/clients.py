@@ -1,0 +1,154 @@
+"""What all clients share: settings, connecting, closing, and errors in our own words."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from streammaml.backends.kafka.library import KafkaNetClient, errors, kafka
+from streammaml.backends.ports import Partition
+from streammaml.config import Config, KafkaConfig
+from streammaml.errors import BackendError, ConfigError, FencedError, UnavailableError
+
+CONNECT_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
+OVERHEAD_BYTES = 65_536
+"""What headers and framing may add to a record."""
+
+
+def client_settings(config: KafkaConfig, connect_timeout_s: float) -> dict[str, Any]:
+    """What every client needs to reach the brokers."""
+    return {
+        "bootstrap_servers": [s.strip() for s in config.bootstrap_servers.split(",")],
+        "bootstrap_timeout_ms": int(connect_timeout_s * 1000),
+        "reconnect_backoff_max_ms": 1000,
+        "security_protocol": config.security_protocol,
+        "sasl_mechanism": config.sasl_mechanism or None,
+        "sasl_plain_username": config.sasl_username or None,
+        "sasl_plain_password": config.sasl_password.get_secret_value() or None,
+        "ssl_context": _tls(config) if "SSL" in config.security_protocol.split("_") else None,
+    }
+
+
+def _tls(config: KafkaConfig) -> ssl.SSLContext:
+    """Read the files here: the client would take a missing one for a broker that is away."""
+    try:
+        context = ssl.create_default_context(cafile=config.ssl_cafile or None)
+        if config.ssl_certfile:
+            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile or None)
+    except OSError as error:
+        names = [config.ssl_cafile, config.ssl_certfile, config.ssl_keyfile]
+        raise ConfigError(f"TLS files {', '.join(filter(None, names))}: {error}") from error
+    return context
+
+
+def connect(make: Callable[..., Any], config: KafkaConfig, settings: Mapping[str, Any]) -> Any:
+    """Make a client; UnavailableError if no broker answers within its ``bootstrap_timeout_ms``."""
+    where = f"Kafka at {config.bootstrap_servers}"
+    _reach(config, settings["bootstrap_timeout_ms"] / 1000)
+    made: list[Any] = []
+    heard = _LastWords()
+
+    def network(**options: Any) -> Any:
+        made.append(KafkaNetClient(**options))
+        return made[-1]
+
+    try:
+        with heard:
+            return make(**settings, kafka_client=network)
+    except Exception as error:
+        for client in made:  # its thread and sockets would live on
+            client.close()
+        if isinstance(error, errors.KafkaTimeoutError):
+            raise UnavailableError(f"{where} does not answer. {heard.text}".rstrip()) from error
+        raise BackendError(f"{where}: {error}") from error
+
+
+class _LastWords(logging.Handler):
+    """Why a client could not connect: it says so in its log only (a refused login, TLS)."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.text = text if text.startswith("Bootstrap connection") else self.text
+
+    def __enter__(self) -> None:
+        logging.getLogger("kafka.net.manager").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("kafka.net.manager").removeHandler(self)
+
+
+def _reach(config: KafkaConfig, timeout_s: float) -> None:
+    """Ask for one open port: the clients leave a thread and sockets behind for each failure."""
+    why: OSError | None = None
+    for server in config.bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+        except OSError as error:
+            why = error
+        except ValueError as error:
+            raise ConfigError(f"kafka.bootstrap_servers: {server!r} is not host:port") from error
+        else:
+            return
+    raise UnavailableError(f"no Kafka broker at {config.bootstrap_servers}: {why}") from why
+
+
+def producer_settings(config: Config, connect_timeout_s: float) -> dict[str, Any]:
+    codec = config.kafka.compression
+    return client_settings(config.kafka, connect_timeout_s) | {
+        "allow_auto_create_topics": False,
+        "acks": "all",
+        "linger_ms": 10,
+        "batch_size": 131_072,
+        "compression_type": None if codec == "none" else codec,
+        "max_request_size": max(4_194_304, config.worker.max_record_bytes + OVERHEAD_BYTES),
+        "max_block_ms": 15_000,
+        "delivery_timeout_ms": 60_000,
+        "metrics_enabled": False,
+    }
+
+
+def close_producer(producer: Any, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+    """Close in bounded time: the client's own close gives up, open, when its flush times out."""
+    try:
+        producer.close(timeout=timeout_s)
+    except errors.KafkaError:
+        producer._sender.force_close()
+        producer._sender.join(CLOSE_TIMEOUT_S)
+        producer.close(timeout=0)
+
+
+def ours(tp: Any) -> Partition:
+    return Partition(tp.topic, tp.partition)
+
+
+def native(partition: Partition) -> Any:
+    return kafka.TopicPartition(partition.topic, partition.index)
+
+
+def ask(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Any error a client raises may leave it spinning or skipping (KAFKA.md)."""
+    try:
+        return call(*args, **options)
+    except Exception as error:
+        raise translate(error) from error
+
+
+def translate(error: Exception) -> BackendError:
+    if isinstance(error, BackendError):
+        return error
+    if isinstance(error, errors.FencedInstanceIdError):
+        return FencedError(
+            "another process runs as this instance of the group: give each its own with --instance"
+        )
+    if isinstance(error, errors.KafkaTimeoutError | errors.KafkaConnectionError):
+        return UnavailableError(f"Kafka does not answer: {error}")
+    return BackendError(f"Kafka: {error}")

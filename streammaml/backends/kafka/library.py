@@ -1,0 +1,20 @@
+"""kafka-python, imported once.
+
+It has no types (Any stays in this package), and on Python 3.11 and 3.12 importing it warns of its
+own use of importlib.resources, which would end a process run with -W error.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import kafka  # type: ignore[import-untyped]  # see above
+    from kafka import errors
+    from kafka.coordinator.assignors.cooperative_sticky import (  # type: ignore[import-untyped]
+        CooperativeStickyAssignor,
+    )
+    from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+
+__all__ = ["CooperativeStickyAssignor", "KafkaNetClient", "errors", "kafka"]

@@ -1,0 +1,175 @@
+"""The topics: made with the right settings, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from streammaml.backends.kafka.clients import (
+    CONNECT_TIMEOUT_S,
+    OVERHEAD_BYTES,
+    ask,
+    client_settings,
+    close_producer,
+    connect,
+    producer_settings,
+)
+from streammaml.backends.kafka.library import errors, kafka
+from streammaml.config import Config
+from streammaml.errors import BackendError, ConfigError
+
+
+class TopicReport(NamedTuple):
+    topic: str
+    outcome: str  # "created", "exists", or the problem with its cure
+
+
+class ClusterReport(NamedTuple):
+    brokers: int
+    version: str  # the oldest release that speaks like these brokers do
+    missing: tuple[str, ...]  # topics
+    transactions: str  # "" if they work, or the problem
+
+
+class TopicAdmin:
+    """Creates and checks the topics."""
+
+    def __init__(self, config: Config, *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        self._config = config
+        self._connect_timeout_s = connect_timeout_s
+        settings = client_settings(config.kafka, connect_timeout_s)
+        self._client = connect(kafka.KafkaAdminClient, config.kafka, settings)
+
+    def __enter__(self) -> TopicAdmin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        ask(self._client.close)
+
+    def partitions(self, names: Iterable[str]) -> dict[str, int]:
+        """Partition count of each topic that exists."""
+        found = ask(self._client.describe_topics, list(names))
+        return {t["name"]: len(t["partitions"]) for t in found if t["error_code"] == 0}
+
+    def require(self, names: Iterable[str]) -> None:
+        names = list(names)
+        there = self.partitions(names)
+        if missing := [name for name in names if name not in there]:
+            raise ConfigError(
+                f"no topic {', '.join(missing)} at {self._config.kafka.bootstrap_servers}: "
+                "create the topics with `streammaml topics`"
+            )
+
+    def ensure(self) -> list[TopicReport]:
+        """Create what is missing and check the rest, topic after topic."""
+        topics = self._config.topics
+        there = self.partitions(_names(self._config))
+        events = there.get(topics.events, topics.partitions)
+        wanted = _wanted(self._config, events)
+        missing = {name: spec for name, spec in wanted.items() if name not in there}
+        created = self._create(missing) if missing else {}
+        settings = self._settings([name for name in wanted if name in there])
+        return [
+            TopicReport(name, created[name])
+            if name in missing
+            else TopicReport(name, _judge(name, spec, there[name], settings[name]))
+            for name, spec in wanted.items()
+        ]
+
+    def describe(self) -> ClusterReport:
+        cluster = ask(self._client.describe_cluster)
+        names = _names(self._config)
+        there = self.partitions(names)
+        return ClusterReport(
+            brokers=len(cluster["brokers"]),
+            version=".".join(map(str, self._client._manager.broker_version)),
+            missing=tuple(name for name in names if name not in there),
+            transactions=self._try_transactions(),
+        )
+
+    def _try_transactions(self) -> str:
+        settings = producer_settings(self._config, self._connect_timeout_s)
+        settings["transactional_id"] = f"{self._config.kafka.group}-doctor"
+        producer = connect(kafka.KafkaProducer, self._config.kafka, settings)
+        try:
+            ask(producer.init_transactions)
+        except BackendError as error:
+            return str(error)
+        finally:
+            close_producer(producer)
+        return ""
+
+    def _create(self, specs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+        answer = ask(self._client.create_topics, dict(specs), raise_errors=False)
+        outcomes = {}
+        for topic in answer["topics"]:
+            why = topic.get("error_message") or errors.for_code(topic["error_code"]).__name__
+            outcomes[topic["name"]] = "created" if topic["error_code"] == 0 else f"refused: {why}"
+        made = [name for name, outcome in outcomes.items() if outcome == "created"]
+        ask(self._client.wait_for_topics, made)
+        return outcomes
+
+    def _settings(self, names: list[str]) -> dict[str, dict[str, str]]:
+        resources = [kafka.admin.ConfigResource("topic", name) for name in names]
+        found = ask(self._client.describe_configs, resources, config_filter="all")
+        settings: dict[str, dict[str, str]] = {}
+        for name, values in found.get("topic", {}).items():
+            settings[name] = {key: v["value"] for key, v in values.items()}
+        return settings
+
+
+def _names(config: Config) -> list[str]:
+    t = config.topics
+    return [
+        t.events,
+        t.predictions,
+        t.adaptations,
+        t.dead_letters,
+        t.episodes,
+        t.initializations,
+        t.state,
+    ]
+
+
+def _wanted(config: Config, events: int) -> dict[str, dict[str, Any]]:
+    """How each topic is created; ``events`` is the partition count of the events topic."""
+    t = config.topics
+    compacted = (t.initializations, t.state)
+    room = str(max(1_048_588, config.worker.max_record_bytes + OVERHEAD_BYTES))
+    return {
+        name: {
+            "num_partitions": 1 if name == t.initializations else events,
+            "replication_factor": t.replication,
+            "configs": {
+                "cleanup.policy": "compact" if name in compacted else "delete",
+                "max.message.bytes": room,
+            },
+        }
+        for name in _names(config)
+    }
+
+
+def _judge(name: str, spec: Mapping[str, Any], partitions: int, settings: dict[str, str]) -> str:
+    """What is wrong with a topic that is there, and the cure; or "exists"."""
+    policy = spec["configs"]["cleanup.policy"]
+    if policy == "compact" and partitions != spec["num_partitions"]:
+        return (
+            f"has {partitions} partitions, needs {spec['num_partitions']}: stop the workers, "
+            "delete it and run `streammaml topics` again"
+        )
+    change = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config "
+    if settings["cleanup.policy"] != policy:
+        return (
+            f"has cleanup.policy={settings['cleanup.policy']}, needs {policy}: "
+            f"{change}cleanup.policy={policy}"
+        )
+    room = spec["configs"]["max.message.bytes"]
+    if int(settings["max.message.bytes"]) < int(room):
+        return (
+            f"takes records of {settings['max.message.bytes']} bytes, "
+            f"worker.max_record_bytes needs {room}: {change}max.message.bytes={room}"
+        )
+    return "exists"

@@ -1,0 +1,64 @@
+"""The log of one partition, and the transactions that write to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from streammaml.backends.ports import Headers, Partition
+
+
+class MemoryRecord(NamedTuple):
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Fate(Enum):
+    OPEN = "open"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+@dataclass(eq=False, slots=True)
+class Transaction:
+    fate: Fate = Fate.OPEN
+    touched: set[Partition] = field(default_factory=set)
+
+
+class Entry(NamedTuple):
+    record: MemoryRecord | None  # None: the marker that ends a transaction
+    transaction: Transaction | None
+
+
+@dataclass(slots=True)
+class Log:
+    beginning: int = 0
+    entries: list[Entry] = field(default_factory=list)
+    open: dict[Transaction, int] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        return self.beginning + len(self.entries)
+
+    @property
+    def stable_end(self) -> int:
+        """Where the first open transaction began, or the end."""
+        return min(self.open.values(), default=self.end)
+
+    def read(self, start: int, limit: int) -> tuple[list[MemoryRecord], int]:
+        """Return at most ``limit`` visible records from ``start``, and the next offset."""
+        found: list[MemoryRecord] = []
+        for i in range(start - self.beginning, len(self.entries)):
+            record, transaction = self.entries[i]
+            fate = Fate.COMMITTED if transaction is None else transaction.fate
+            if fate is Fate.OPEN or len(found) == limit:
+                return found, self.beginning + i
+            if record is not None and fate is Fate.COMMITTED:
+                found.append(record)
+        return found, self.end
