@@ -132,8 +132,6 @@ def demo(
     seed: int = 0,
 ) -> None:
     """Meta-train on a generated past, then adapt to the drifting present; compare."""
-    import msgspec
-
     from streammaml.demo import DemoOptions, run_demo
 
     _configure_logging(level="warning")
@@ -147,8 +145,7 @@ def demo(
     with _stop_on_signals() as stop:
         summary = run_demo(options, stop)
     if json_file is not None:
-        # A loss of nothing, after an early Ctrl-C, is NaN, which msgspec writes as null.
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+        json_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 @app.command()
@@ -232,9 +229,7 @@ def outer(
     _configure_logging(level="warning")
     chosen = features or ",".join(f.name for f in effective.features)
     columns = Columns(features=chosen, label=label, context=context, time=None)
-    trained, rejected = train_from_file(
-        effective, source, columns, out, steps, Rule(rule.value)
-    )
+    trained, rejected = train_from_file(effective, source, columns, out, steps, Rule(rule.value))
     typer.echo(
         f"wrote {out}: mean loss after adaptation on {trained.validation_episodes} held-out "
         f"episodes {trained.loss_before:.3f} before, {trained.loss_after:.3f} now "
@@ -440,9 +435,10 @@ def _configure_logging(level: str = "info") -> None:
 
     import structlog
     from structlog import processors, stdlib
+    from structlog.typing import Processor
 
-    named = [processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
-    rendered: list[Any] = (
+    named: list[Processor] = [processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
+    rendered: list[Processor] = (
         [structlog.dev.ConsoleRenderer()]
         if sys.stderr.isatty()
         else [processors.format_exc_info, processors.JSONRenderer()]
@@ -459,7 +455,7 @@ def _configure_logging(level: str = "info") -> None:
             processors=[stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
         )
     )
-    logging.basicConfig(handlers=[libraries], level=logging.ERROR, force=True)
+    logging.basicConfig(handlers=[libraries], level=logging.ERROR)
 
 
 @contextmanager

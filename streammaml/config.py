@@ -40,6 +40,15 @@ class _Part(BaseModel):
     )
 
 
+def canonical(value: Label) -> str:
+    """One text for each class or category, however JSON wrote it: 3, 3.0 and "3" are the same."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
 class FeatureType(StrEnum):
     NUMBER = "number"
     CATEGORY = "category"
@@ -81,6 +90,12 @@ class LabelConfig(_Part):
     def _check(self) -> Self:
         if self.classes and self.task is Task.REGRESSION:
             raise ValueError("a regression has no classes: remove label.classes")
+        names = [canonical(label) for label in self.classes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"label.classes: {name!r} is listed twice (3, 3.0 and '3' are one)"
+                )
         if len(self.classes) == 1:
             raise ValueError("label.classes needs at least two classes, or none to learn them")
         return self

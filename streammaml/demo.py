@@ -7,6 +7,7 @@ through the worker and scored, each prediction before its label was used.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import webbrowser
@@ -50,6 +51,7 @@ class DemoOptions:
     """Of the page; None: no page."""
     browser: bool = False
     seed: int = 0
+    outer_steps: int = OUTER_STEPS
 
 
 class Score:
@@ -77,13 +79,16 @@ class Score:
     def contexts(self, count: int, state_bytes: int) -> None: ...
 
     def summary(self, stream: Stream) -> dict[str, Any]:
-        """Mean losses over what was played, and over the 50 events from each drift on."""
+        """Mean losses over what was played, and over the 50 events from each drift on.
+
+        None where nothing was, after an early stop: JSON has no NaN.
+        """
         since = stream.since_drift()
         after = (since >= 0) & (since < POST_DRIFT)
         return {
             "events": self.events,
             "loss": {
-                model: {"overall": _mean(losses), "post_drift50": _mean(losses[after])}
+                model: {"overall": _scored(losses), "post_drift50": _scored(losses[after])}
                 for model, losses in self.losses.items()
             },
             "drifts": self.drifts,
@@ -95,26 +100,12 @@ class Score:
 def run_demo(options: DemoOptions, stop: threading.Event) -> dict[str, Any]:
     """Train on the past, play the present, print the comparison; return it."""
     console = Console(stderr=True)
-    events_each = -(-options.events // CONTEXTS)
-    whole = hyper(CONTEXTS, PAST_EACH + events_each, options.seed)
-    past, present = whole.split(CONTEXTS * PAST_EACH)
-    present = present.split(options.events)[0]
     config = demo_config(options)
-    _compile(config, console)
-    initialization = _meta_train(config, past, console)
-    rate = best_baseline_rate(config, initialization, past)
-    config = Config.build(config.model_dump(), {"learner": {"baseline_rate": rate}})
-    score = Score(len(present))
-    watch: Watch | None = None
     with ExitStack() as stack:
+        watch = None
         if options.port is not None:
-            watch, server = watched(config)
-            stack.enter_context(server)
-            console.print(f"[bold]live page: {server.address}[/bold]")
-            if options.browser:
-                webbrowser.open(server.address)
-        _play(config, initialization, present, options, score, watch, stop, console)
-        summary = score.summary(present)
+            watch = _open_page(config, options, stack, console)
+        summary = _compare(config, options, watch, stop, console)
         Console().print(_table(summary))
         if watch is not None and not stop.is_set():
             console.print("the page stays until Ctrl-C")
@@ -122,12 +113,42 @@ def run_demo(options: DemoOptions, stop: threading.Event) -> dict[str, Any]:
     return summary
 
 
+def _open_page(config: Config, options: DemoOptions, stack: ExitStack, console: Console) -> Watch:
+    watch, server = watched(config)
+    stack.enter_context(server)
+    console.print(f"[bold]live page: {server.address}[/bold]")
+    if options.browser:
+        webbrowser.open(server.address)
+    return watch
+
+
+def _compare(
+    config: Config,
+    options: DemoOptions,
+    watch: Watch | None,
+    stop: threading.Event,
+    console: Console,
+) -> dict[str, Any]:
+    events_each = -(-options.events // CONTEXTS)
+    whole = hyper(CONTEXTS, PAST_EACH + events_each, options.seed)
+    past, present = whole.split(CONTEXTS * PAST_EACH)
+    present = present.split(options.events)[0]
+    _compile(config, console)
+    initialization = _meta_train(config, past, options.outer_steps, console)
+    rate = best_baseline_rate(config, initialization, past)
+    config = Config.build(config.model_dump(), {"learner": {"baseline_rate": rate}})
+    score = Score(len(present))
+    _play(config, initialization, present, options, score, watch, stop, console)
+    return score.summary(present)
+
+
 def demo_config(options: DemoOptions) -> Config:
     return Config.build(
         {
             "features": [{"name": f"x{i}"} for i in range(WIDTH)],
             "label": {"classes": [0, 1]},
-            "learner": {"seed": options.seed},
+            # Any rate, so that the baseline is shown; the best one follows from the past.
+            "learner": {"seed": options.seed, "baseline_rate": BASELINE_RATES[0]},
             "topics": {"partitions": 1},
             "kafka": {"group": "demo", "instance": "demo"},
             "web": {"port": options.port or 0},
@@ -182,21 +203,22 @@ def _compile(config: Config, console: Console) -> None:
     if is_cached():
         warm_up(config, draw(spec_of(config), 0))
         return
-    with console.status("first start: compiling the kernels, about half a minute, once"):
-        started = time.monotonic()
+    console.print("first start: compiling the kernels, about half a minute, once")
+    started = time.monotonic()
+    with console.status("compiling"):
         warm_up(config, draw(spec_of(config), 0))
     console.print(
         f"compiled the kernels in {time.monotonic() - started:.0f} s; the next start has them"
     )
 
 
-def _meta_train(config: Config, past: Stream, console: Console) -> Initialization:
+def _meta_train(config: Config, past: Stream, steps: int, console: Console) -> Initialization:
     with Progress(console=console) as progress:
-        bar = progress.add_task("meta-training on the past", total=OUTER_STEPS)
+        bar = progress.add_task("meta-training on the past", total=steps)
         trained = train(
             config,
             Past(contexts=past.contexts, x=past.x, y=past.y, labels=Labels(config.label)),
-            steps=OUTER_STEPS,
+            steps=steps,
             on_progress=lambda done, total, loss: progress.update(bar, completed=done),
         )
     console.print(
@@ -250,22 +272,31 @@ def _mean(losses: Floats) -> float:
     return float(played.mean()) if len(played) else float("nan")
 
 
+def _scored(losses: Floats) -> float | None:
+    mean = _mean(losses)
+    return None if math.isnan(mean) else mean
+
+
+def _shown(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.3f}"
+
+
 def _table(summary: dict[str, Any]) -> Table:
     table = Table(
         title=f"{summary['events']:,} events of {CONTEXTS} contexts: mean log-loss, "
-        "before each label",
-        caption=f"{summary['drifts']} drifts detected, {summary['adaptations']} adaptations, "
-        f"{summary['rejected']} events rejected",
+        "each prediction before its label",
+        caption=f"{summary['drifts']:,} drifts detected, {summary['adaptations']:,} adaptations, "
+        f"{summary['rejected']:,} events rejected",
     )
     table.add_column("model")
     table.add_column("overall", justify="right")
     table.add_column(f"{POST_DRIFT} events after a drift", justify="right")
     names = {
-        "adapted": "streammaml, adapted by MAML",
-        "init": "its initialization, unadapted",
-        "online": "online SGD, best of five rates",
+        "adapted": "streammaml: adapted by MAML",
+        "init": "its initialization, not adapted",
+        "online": "online gradient descent, best of 5 rates",
     }
     for model, name in names.items():
         loss = summary["loss"][model]
-        table.add_row(name, f"{loss['overall']:.3f}", f"{loss['post_drift50']:.3f}")
+        table.add_row(name, _shown(loss["overall"]), _shown(loss["post_drift50"]))
     return table

@@ -27,9 +27,8 @@ class Finding(NamedTuple):
 def examine(config: Config) -> list[Finding]:
     """Run every check; one that fails stops no other."""
     return [
-        _features(config),
+        *_model(config),
         _attempt("detector", lambda: _detector(config)),
-        _attempt("initialization", lambda: _initialization(config)),
         *_libraries(),
         _kernels(),
         _port(config),
@@ -44,13 +43,14 @@ def _attempt(check: str, look: Callable[[], str]) -> Finding:
         return Finding(check, False, str(error))
 
 
-def _features(config: Config) -> Finding:
+def _model(config: Config) -> Iterator[Finding]:
     if not config.features:
-        return Finding(
-            "features", False, "none: `streammaml config init --from-sample FILE` proposes them"
-        )
+        cure = "none: `streammaml config init --from-sample FILE` proposes them"
+        yield Finding("features", False, cure)
+        return  # no network without inputs, and no initialization
     sizes = "-".join(map(str, spec_of(config).sizes))
-    return Finding("features", True, f"{len(config.features)} features, network {sizes}")
+    yield Finding("features", True, f"{len(config.features)} features, network {sizes}")
+    yield _attempt("initialization", lambda: _initialization(config))
 
 
 def _detector(config: Config) -> str:
@@ -123,4 +123,6 @@ def _kafka(config: Config) -> Iterator[Finding]:
         if cluster.missing
         else "all there",
     )
-    yield Finding("transactions", not cluster.transactions, cluster.transactions or "usable")
+    why = cluster.transactions
+    cure = "the broker must allow Write and Describe on this group's transactional ids"
+    yield Finding("transactions", not why, f"{why}; {cure}" if why else "usable")

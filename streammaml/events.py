@@ -124,6 +124,7 @@ class Decisions:
 
     predictions = _Row[Float32s]("probabilities", 0)  # [B, K] of classes; or the value, [B, 1]
     initial = _Row[Float32s]("probabilities", 1)  # the same, of the unadapted initialization
+    # A loss is a log-loss, p floored at .002; in a regression |error| in standard deviations of y.
     loss = _Row[Floats]("numbers", 0)  # [B], of the prediction; NaN where unlabelled
     loss_init = _Row[Floats]("numbers", 1)  # [B], of the unadapted initialization
     loss_baseline = _Row[Floats]("numbers", 2)  # [B], of online gradient descent; NaN if off

@@ -1,30 +1,25 @@
-"""Jobs over files, with progress on a terminal: feeding a topic, training from a history."""
+"""``streammaml feed``: a file into the events topic, with progress on a terminal."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from streammaml import initialization as initializations
-from streammaml.backends.codec import EventDecoder
 from streammaml.backends.files import Columns, read_events
 from streammaml.backends.kafka import KafkaFeed
-from streammaml.backends.memory import MemoryRecord
 from streammaml.config import Config
-from streammaml.errors import ConfigError, InputError, RejectedError
-from streammaml.events import Event
 from streammaml.feed import Fed, FeedPlan, feed
-from streammaml.meta.outer_loop import Rule
-from streammaml.meta_trainer import Trained, past_of, train
 
-CHUNK = 5_000
+LINE_EVERY_S = 10.0
+
+Tell = Callable[[int, str], None]
+"""How much is done, and what else there is to say."""
 
 
 def feed_file(
@@ -34,8 +29,7 @@ def feed_file(
     events = read_events(file, columns)
     outlet = KafkaFeed(config)
     try:
-        with _bar(TextColumn("{task.fields[rate]:,.0f} events/s")) as bar:
-            task = bar.add_task(f"feeding {config.topics.events}", total=plan.limit, rate=0.0)
+        with progress(f"feeding {config.topics.events}", plan.limit) as tell:
             fed = feed(
                 events,
                 outlet,
@@ -43,7 +37,7 @@ def feed_file(
                 plan,
                 stop=stop,
                 clock=time.monotonic,
-                progress=lambda fed: bar.update(task, completed=fed.sent, rate=fed.rate),
+                progress=lambda fed: tell(fed.sent, f"{fed.rate:,.0f} events/s"),
             )
         outlet.flush()
     finally:
@@ -51,55 +45,30 @@ def feed_file(
     return fed
 
 
-def train_from_file(
-    config: Config, file: Path, columns: Columns, out: Path, steps: int, rule: str
-) -> tuple[Trained, int]:
-    """Meta-train from a history and write the initialization; also returns the rows left out."""
-    try:
-        chosen = Rule(rule)
-    except ValueError as error:
-        names = ", ".join(r.value for r in Rule)
-        raise ConfigError(f"--rule {rule!r} is none of {names}") from error
-    past = past_of(config, _history(config, file, columns))
-    if past.rejected > len(past.y):
-        raise InputError(
-            f"{past.rejected} of {past.rejected + len(past.y)} rows of {file} are not events of "
-            "this configuration: check its features and label"
-        )
-    with _bar(TextColumn("loss {task.fields[loss]:.3f}")) as bar:
-        task = bar.add_task(f"{chosen.value}, outer steps", total=steps, loss=float("nan"))
-        trained = train(
-            config,
-            past,
-            steps=steps,
-            rule=chosen,
-            on_progress=lambda done, _, loss: bar.update(task, completed=done, loss=loss),
-        )
-    out.write_bytes(initializations.encode(trained.initialization))
-    return trained, past.rejected
+@contextmanager
+def progress(
+    title: str, total: int | None, console: Console | None = None, every_s: float = LINE_EVERY_S
+) -> Iterator[Tell]:
+    """A bar on a terminal, a plain line every ``every_s`` elsewhere; both on standard error."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(title, total, console, every_s)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn())
+    note = TextColumn("{task.fields[note]}")
+    with Progress(*columns, note, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=note)
 
 
-def _history(config: Config, file: Path, columns: Columns) -> Iterator[list[Event]]:
-    """The file's events as a worker would decode them, without those it would reject."""
-    decode = EventDecoder(config.features, "json", config.worker.max_record_bytes)
-    rows = read_events(file, columns)
-    while chunk := list(islice(rows, CHUNK)):
-        events = []
-        for row in chunk:
-            value = row if isinstance(row, bytes) else msgspec.json.encode(row)
-            try:
-                events.append(decode(MemoryRecord(str(file), 0, 0, 0, None, value, [])))
-            except RejectedError:
-                events.append(Event())  # counted as rejected when it is collated
-        yield events
+def _lines(title: str, total: int | None, console: Console, every_s: float) -> Tell:
+    of = "" if total is None else f" of {total:,}"
+    told_at = time.monotonic()
 
+    def tell(done: int, note: str) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= every_s:
+            told_at = time.monotonic()
+            console.print(f"{title}: {done:,}{of}, {note}", highlight=False, soft_wrap=True)
 
-def _bar(last: TextColumn) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        last,
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
+    return tell

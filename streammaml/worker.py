@@ -44,6 +44,30 @@ class Observer(Protocol):
     def contexts(self, count: int, state_bytes: int) -> None: ...
 
 
+class Patience:
+    """When to try again after a failure, and when to give up."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._failing_since: float | None = None
+        self._backoff_s = FIRST_BACKOFF_S
+
+    def heard(self) -> None:
+        """The broker has carried something out."""
+        self._failing_since, self._backoff_s = None, FIRST_BACKOFF_S
+
+    def failed(self, now: float) -> float | None:
+        """Seconds until the next try, the last of which is made at the limit; None: give up."""
+        if self._failing_since is None:
+            self._failing_since = now
+        left_s = self._failing_since + self._limit_s - now
+        if left_s <= 0:
+            return None
+        wait_s = min(self._backoff_s, left_s)
+        self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
+        return wait_s
+
+
 class Worker:
     """A member of the consumer group: one learner for each partition assigned to it."""
 
@@ -68,6 +92,8 @@ class Worker:
         self._source: Source | None = None
         self._sink: Sink | None = None
         self._limit = self._new_limit()
+        self._patience = Patience(config.kafka.unavailable_limit_s)
+        self._stop = threading.Event()
         self.loop_at = time.monotonic()
         """Monotonic time of the latest turn of the loop, for the health check."""
 
@@ -81,34 +107,35 @@ class Worker:
         Raises UnavailableError when the broker stays away beyond the limit, FencedError when a
         twin keeps taking over, TooManyRejectedError and GapError as they come.
         """
-        failing_since: float | None = None
+        self._stop = stop
         fenced_at = -FENCED_AGAIN_S
-        backoff_s = FIRST_BACKOFF_S
         while not stop.is_set():
             try:
                 self.open()
                 while not stop.is_set():
                     self.run_once()
-                    failing_since, backoff_s = None, FIRST_BACKOFF_S
             except BackendError as error:
                 self._drop()
                 now = time.monotonic()
-                failing_since = now if failing_since is None else failing_since
                 if isinstance(error, FencedError):
                     if now - fenced_at < FENCED_AGAIN_S:
+                        self._tell_state("failed")
                         raise
                     fenced_at = now
                 limit_s = self._config.kafka.unavailable_limit_s
-                if now - failing_since > limit_s:
+                wait_s = self._patience.failed(now)
+                if wait_s is None:
                     self._tell_state("failed")
                     raise UnavailableError(
                         f"gave up after {limit_s:g} s without a working broker: {error}"
                     ) from error
                 log.warning(
-                    "broker_failed", error=str(error), retry_in_s=backoff_s, limit_s=limit_s
+                    "broker_failed",
+                    error=str(error),
+                    retry_in_s=round(wait_s, 1),
+                    limit_s=limit_s,
                 )
-                self._wait(stop, backoff_s)
-                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+                self._wait(stop, wait_s)
             except BaseException:
                 self._tell_state("failed")
                 self._drop()
@@ -141,6 +168,7 @@ class Worker:
             self._active_at = now
         elif now - self._active_at > IDLE_CHECK_S:
             self._source.check()
+            self._patience.heard()
             self._active_at = now
         if self._due(now):
             self.commit()
@@ -156,12 +184,13 @@ class Worker:
         assert self._source is not None
         assert self._sink is not None
         try:
-            self._sink.commit(self._offsets, self._source.member())
+            self._sink.commit(self._offsets, self._source.member(), self._stop)
         except BackendError:
             self._tell_committed(False)
             raise
         self._offsets = {}
         self._uncommitted = 0
+        self._patience.heard()
         self._tell_committed(True)
 
     def close(self) -> None:

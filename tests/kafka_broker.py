@@ -131,6 +131,7 @@ class Broker:
             SETTINGS.format(port=self.port, controller=free_port(), data=directory / "data")
         )
         cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        cluster = f"k{cluster[1:]}"  # one that begins with a dash would be taken for an option
         self._java(
             "kafka.tools.StorageTool",
             "format",

@@ -28,6 +28,7 @@ LAYERS = [
         "observers",
         "serving",
         "jobs",
+        "training",
         "doctor",
         "config_file",
         "meta_trainer",

@@ -6,6 +6,7 @@ is a BackendError (or one of its kinds). One conformance suite runs on every for
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -103,8 +104,11 @@ class Sink(Protocol):
         """Add messages to the open transaction; the first ones open it."""
         ...
 
-    def commit(self, offsets: Offsets, member: Member) -> None:
-        """Make messages and offsets visible, both or neither. FencedError if superseded."""
+    def commit(self, offsets: Offsets, member: Member, stop: threading.Event | None = None) -> None:
+        """Make messages and offsets visible, both or neither. FencedError if superseded.
+
+        Once ``stop`` is set it waits for some seconds more at most.
+        """
         ...
 
     def abort(self) -> None:

@@ -43,7 +43,7 @@ class Stream:
         for context in np.unique(self.contexts):
             own = np.flatnonzero(self.contexts == context)
             drifts = np.flatnonzero(self.drift[own])
-            for first, end in zip(drifts, [*drifts[1:], len(own)], strict=True):
+            for first, end in pairwise([*drifts.tolist(), len(own)]):
                 since[own[first:end]] = np.arange(end - first)
         return since
 

@@ -15,7 +15,8 @@ from streammaml.config import Config
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
 from streammaml.initialization import Initialization, check_fits, spec_of
 from streammaml.learner import detectors
-from streammaml.learner.kernels import entry as kernel
+from streammaml.learner.kernels import step as kernel
+from streammaml.learner.kernels.bundle import Bundle, bundle
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.state import (
     Ints,
@@ -52,6 +53,7 @@ class Learner:
         self._policy = policy_of(config)
         self._limit = learner.max_contexts
         self._rows: dict[Context, int] = {}
+        self._names: list[Context] = []  # by row
         self._contexts = new_contexts(
             min(FIRST_CAPACITY, self._limit),
             self._meta,
@@ -89,8 +91,12 @@ class Learner:
         return self._meta.version
 
     def swap(self, initialization: Initialization) -> None:
-        """Use a new initialization; fast weights stay until their next adaptation from θ."""
+        """Use a new initialization; fast weights stay until their next adaptation from θ.
+
+        InitializationError if it was made for another model or another order of classes.
+        """
         check_fits(initialization, self._spec)
+        self.labels.check_order(initialization.classes)
         self._meta = meta_of(initialization)
         self._bundle = self._new_bundle()
 
@@ -118,9 +124,10 @@ class Learner:
         self._play(batch, rows, first, size, packed)
         return Decisions(packed, self._evicted)
 
-    def _new_bundle(self) -> kernel.Bundle:
+    def _new_bundle(self) -> Bundle:
         """Again whenever an array was replaced."""
-        return kernel.bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch)
+        packed = new_packed(0, self._stream.known.shape[0])
+        return bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch, packed)
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
@@ -138,13 +145,13 @@ class Learner:
             self._contexts = grow(self._contexts, min(2 * row, self._limit))
             self._bundle = self._new_bundle()
         self._rows[context] = row
+        self._names[row : row + 1] = [context]
         return row
 
     def _evict(self) -> int:
         """Forget the least recently used context; return its row."""
         row = int(self._contexts.used.argmin())
-        context = next(c for c, r in self._rows.items() if r == row)
-        del self._rows[context]
+        del self._rows[self._names[row]]
         self._detectors.pop(row, None)
         self._contexts.version[row] = -1
         self._evicted += 1

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from streammaml.config import NUMBER_LIMIT, Feature, FeatureType, LabelConfig
-from streammaml.errors import RejectedError
+from streammaml.config import NUMBER_LIMIT, Feature, FeatureType, LabelConfig, canonical
+from streammaml.errors import InitializationError, RejectedError
 from streammaml.events import Batch, Event, Float32s, Floats, Label, Reason, Task
 
 
@@ -37,15 +37,6 @@ class Collated:
     unknown_categories: int = 0
 
 
-def canonical(value: Label) -> str:
-    """One text for each class or category, however JSON wrote it: 3, 3.0 and "3" are the same."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
 class Labels:
     """The classes of a partition by slot, or plain numbers for a regression."""
 
@@ -58,6 +49,16 @@ class Labels:
     @property
     def names(self) -> list[str]:
         return list(self._slots)
+
+    def check_order(self, classes: Sequence[Label]) -> None:
+        """InitializationError unless ``classes``, if any, have the slots that they have here."""
+        theirs = [canonical(label) for label in classes]
+        shared = min(len(theirs), len(self.names))
+        if theirs[:shared] != self.names[:shared]:
+            raise InitializationError(
+                f"its classes {theirs[:5]}… have other places than this partition's "
+                f"{self.names[:5]}…: close the list in label.classes"
+            )
 
     def encode(self, label: Label) -> float:
         """Class slot, or the value. A new class of an open list gets the next slot."""

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from streammaml.backends.kafka import KafkaFeed, TopicAdmin
 from streammaml.backends.ports import Message
-from streammaml.config import Config
 from streammaml.config_file import to_toml
 from tests import wire
 from tests.integration.job import Job
 from tests.kafka_broker import wait_until
 
-DEADLINE_S = 60.0
+TIMEOUT_S = 60.0
+GRACE_S = 10.0
+"""What a worker has from SIGTERM to its end."""
+
+
+@cache
+def stream() -> list[Message]:
+    """More events than any test sends, of 40 contexts."""
+    return wire.stream(60_000, contexts=40)
 
 
 class WorkerProcess:
@@ -31,71 +35,79 @@ class WorkerProcess:
     def __init__(self, command: list[str], log: Path) -> None:
         self._log = log
         with log.open("ab") as out:
-            self._process = subprocess.Popen(
-                command, stdout=out, stderr=out, env=os.environ | {"PYTHONWARNINGS": "ignore"}
-            )
+            self._process = subprocess.Popen(command, stdout=out, stderr=out)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_for(self, text: str, timeout_s: float = DEADLINE_S, times: int = 1) -> None:
-        """Until its log has said it so often."""
-        self.wait_until(lambda: self.log().count(text) >= times, f"{text!r} in the log", timeout_s)
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
-    def wait_until(
-        self, condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S
-    ) -> None:
-        """Until something holds while it runs."""
+    def says(self, text: str, timeout_s: float = TIMEOUT_S, times: int = 1) -> None:
+        """Wait until its log has a text so often, while it runs or in its last words."""
+        self.until(lambda: self.log().count(text) >= times, f"{text!r} × {times}", timeout_s)
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until something holds; it must not end before."""
 
         def holds() -> bool:
+            running = self.is_running()
             if condition():
                 return True
-            assert self.is_running(), f"ended with {self._process.returncode}\n{self.log()}"
-            self._pause()
+            assert running, f"ended with {self._process.returncode} before: {what}\n{self.log()}"
+            with suppress(subprocess.TimeoutExpired):  # and meanwhile leave the processor to it
+                self._process.wait(0.1)
             return False
 
-        wait_until(holds, timeout_s, f"{what}\n{self.log()}")
-
-    def _pause(self) -> None:
-        """Leave the processor to it: until it ends, or a moment."""
         try:
-            self._process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            pass
+            wait_until(holds, timeout_s, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
 
     def end(self, timeout_s: float) -> int:
         """Its exit code, which must come in time."""
         try:
             return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"runs on after {timeout_s:g} s\n{self.log()}") from error
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"runs on after {timeout_s:g} s\n{self.log()}") from None
+
+    def stop(self) -> None:
+        """SIGTERM; it must end well and in time."""
+        self.send(signal.SIGTERM)
+        assert self.end(GRACE_S) == 0, self.log()
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(DEADLINE_S)
+        self._process.wait(TIMEOUT_S)
 
 
 class Rig(Job):
     """A job whose events are made here and whose processes may be hurt."""
 
-    def __init__(self, servers: str, folder: Path, *, partitions: int = 2, **kafka: Any) -> None:
+    def __init__(
+        self,
+        servers: str,
+        folder: Path,
+        *,
+        partitions: int = 2,
+        room: int = 1_000_000,
+        **kafka: Any,
+    ) -> None:
+        """``room`` is the largest record the topics take; ``kafka`` are settings of that part."""
         super().__init__(servers, folder)
-        topics = "events predictions adaptations dead_letters episodes initializations state"
-        self.config = Config.build(
-            wire.config(worker={"commit_interval_ms": 100}).model_dump(),
-            {
-                "topics": {t: self.topic(t) for t in topics.split()} | {"partitions": partitions},
-                "kafka": {"bootstrap_servers": servers, "group": self.name, **kafka},
-            },
+        self.sent = 0
+        self._workers: list[WorkerProcess] = []
+        names = ("events", "predictions", "adaptations", "dead_letters")
+        topics = {name: self.topic(name) for name in (*names, "episodes", "initializations")}
+        self.config = wire.config(
+            topics={**topics, "state": self.topic("state"), "partitions": partitions},
+            kafka={"bootstrap_servers": servers, "group": self.name, **kafka},
+            worker={"commit_interval_ms": 100, "max_record_bytes": room},
         )
         self.file.write_text(to_toml(self.config))
-        self._workers: list[WorkerProcess] = []
 
     def create_topics(self) -> None:
         with TopicAdmin(self.config) as admin:
@@ -107,14 +119,38 @@ class Rig(Job):
         feed.send([m._replace(topic=self.config.topics.events) for m in messages])
         feed.flush()
         feed.close()
+        self.sent += len(messages)
 
-    def start_worker(self, instance: str = "one", **sets: object) -> WorkerProcess:
-        """``sets`` name their section with two underscores: ``kafka__start``."""
+    def events(self, count: int) -> None:
+        """Produce the next good events."""
+        self.produce(stream()[self.sent : self.sent + count])
+
+    def run(self, instance: str = "one", **sets: object) -> WorkerProcess:
+        """Start a worker; ``sets`` name a section and a setting: ``worker__format``."""
         chosen = {"kafka.instance": instance, "web.port": 0}
         chosen |= {key.replace("__", "."): value for key, value in sets.items()}
-        worker = WorkerProcess(self.command("run", sets=chosen), self.folder / f"{instance}.log")
+        command = self.command("run", sets=chosen)
+        worker = WorkerProcess(command, self.folder / f"{instance}-{len(self._workers)}.log")
         self._workers.append(worker)
         return worker
+
+    def finish(self, worker: WorkerProcess) -> None:
+        """Wait until everything sent is committed."""
+        worker.until(lambda: self.committed() >= self.sent, f"{self.sent} records are committed")
+
+    def ledger(self, bad: int = 0) -> int:
+        """Check that what is committed was predicted or rejected, each once; return how much."""
+        committed = self.committed()
+        predictions = Counter(p["id"] for p in self.predictions())
+        letters = Counter(
+            (headers["partition"], headers["offset"])
+            for headers in (dict(r.headers) for r in self.read("dead_letters"))
+        )
+        assert set(predictions.values()) <= {1}
+        assert set(letters.values()) <= {1}
+        assert len(predictions) + len(letters) == committed
+        assert len(letters) <= bad
+        return committed
 
     def end_all(self) -> None:
         for worker in self._workers:

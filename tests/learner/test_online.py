@@ -114,7 +114,7 @@ def test_an_external_detector_is_fed_the_signal_and_renewed_after_each_drift() -
 
 @pytest.mark.parametrize("classes", [3, 0])
 def test_the_way_through_a_detector_in_python_is_the_compiled_way_to_the_bit(classes: int) -> None:
-    common = {"classes": classes, "baseline_rate": 0.05, "max_contexts": 3}
+    common: dict[str, Any] = {"classes": classes, "baseline_rate": 0.05, "max_contexts": 3}
     deaf = make_config(**common, detector={"parameters": {"threshold": 1e9}})
     none = make_config(**common, detector={"name": "NoDrift"})
     stream = make_stream(48, 400, classes=classes, contexts=5, missing=0.1, unlabelled=0.3)

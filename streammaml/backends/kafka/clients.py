@@ -15,6 +15,7 @@ from streammaml.errors import BackendError, ConfigError, FencedError, Unavailabl
 
 CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
+_JOIN_TIMEOUT_S = 2.0
 OVERHEAD_BYTES = 65_536
 """What headers and framing may add to a record."""
 
@@ -122,8 +123,8 @@ def close_producer(producer: Any, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         producer.close(timeout=timeout_s)
     except errors.KafkaError:
         producer._sender.force_close()
-        producer._sender.join(CLOSE_TIMEOUT_S)
-        producer.close(timeout=0)
+        producer._sender.join(_JOIN_TIMEOUT_S)
+        producer._closed = True  # its thread may yet wait for a connection, and then ends
 
 
 def ours(tp: Any) -> Partition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,29 @@ from streammaml.errors import BackendError, FencedError
 
 log = structlog.get_logger(__name__)
 
+STOP_TIMEOUT_S = 5.0
+"""What a commit may still take once the process is to end: it has 10 s in all."""
+_SLICE_S = 0.2  # how long a wait does not look at the stop
 _SUPERSEDED = (errors.InvalidProducerEpochError, errors.ProducerFencedError)
+
+
+class _Deadline:
+    """When a wait ends: after ``timeout_s``, or STOP_TIMEOUT_S after ``stop`` is set."""
+
+    def __init__(self, timeout_s: float, stop: threading.Event | None = None) -> None:
+        self._end = time.monotonic() + timeout_s
+        self._stop = stop
+
+    def left_s(self) -> float:
+        """Zero or less once it has passed."""
+        now = time.monotonic()
+        if self._stop is not None and self._stop.is_set():
+            self._end = min(self._end, now + STOP_TIMEOUT_S)
+            self._stop = None
+        return self._end - now
+
+    def slice_s(self) -> float:
+        return max(0.0, min(_SLICE_S, self.left_s()))
 
 
 class KafkaSink:
@@ -67,15 +90,15 @@ class KafkaSink:
             self._begin()
             self._ask(self._send, messages)
 
-    def commit(self, offsets: Offsets, member: Member) -> None:
+    def commit(self, offsets: Offsets, member: Member, stop: threading.Event | None = None) -> None:
         if not offsets and self._opened is None:
             return
         if offsets and member.generation_id < 0:  # type: ignore[attr-defined]  # see the import
             # The broker would take it for a client without a group and not fence it.
             raise BackendError("this worker was evicted from its group: max_poll_interval_ms?")
-        deadline = time.monotonic() + self._timeout_s
+        deadline = _Deadline(self._timeout_s, stop)
         self._begin()
-        self._ask(self._producer.flush, self._timeout_s)
+        self._ask(self._flush, deadline)
         self._ask(self._check_sent)
         if offsets:
             found = {native(p): kafka.OffsetAndMetadata(o, "", -1) for p, o in offsets.items()}
@@ -92,11 +115,11 @@ class KafkaSink:
             self._abort(1.0 if self._broken else CLOSE_TIMEOUT_S)
         except BackendError as error:
             log.info("abort_left_to_the_broker", error=str(error))
-        close_producer(self._producer, 0.0 if self._broken else CLOSE_TIMEOUT_S)
+        self._ask(close_producer, self._producer, 0.0 if self._broken else CLOSE_TIMEOUT_S)
 
     def _abort(self, timeout_s: float) -> None:
         if self._opened is not None:
-            self._wait(time.monotonic() + timeout_s, self._manager.begin_abort)
+            self._wait(_Deadline(timeout_s), self._manager.begin_abort)
             self._sent.clear()
             self._opened = None
 
@@ -116,14 +139,23 @@ class KafkaSink:
             if future.exception is not None:
                 raise future.exception
 
-    def _wait(self, deadline: float, begin: Callable[[], Any]) -> None:
+    def _flush(self, deadline: _Deadline) -> None:
+        """The client's own limit is for each of its batches, and deaf to a stop."""
+        while True:
+            try:
+                return self._producer.flush(deadline.slice_s())
+            except errors.KafkaTimeoutError:
+                if deadline.left_s() <= 0:
+                    raise
+
+    def _wait(self, deadline: _Deadline, begin: Callable[[], Any]) -> None:
         """Do what the client's own call does, which waits for ever (KAFKA.md, trap 5)."""
         result = self._ask(begin)
         self._producer._sender.wakeup()
-        left_ms = max(0.0, deadline - time.monotonic()) * 1000
-        if not self._ask(result.wait, left_ms):
-            self._broken = True
-            raise BackendError("the transaction did not end in time: its outcome is unknown")
+        while not self._ask(result.wait, deadline.slice_s() * 1000):
+            if deadline.left_s() <= 0:
+                self._broken = True
+                raise BackendError("the transaction did not end in time: its outcome is unknown")
 
     def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
         try:

@@ -105,7 +105,10 @@ class KafkaSource:
         if self._fault is not None:
             self.lose([native(p) for p in self._next])
         before, self._fault = self._fault, None
-        ask(self._consumer.close, autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1000)
+        try:
+            ask(self._consumer.close, autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1000)
+        finally:
+            ask(self._consumer._client.close)  # a close that fails leaves its thread
         if before is None and self._fault is not None:
             raise self._fault
 
@@ -155,7 +158,8 @@ class KafkaSource:
             if waited_ms > 2 * self._config.transaction_timeout_ms + 10_000:
                 raise
             return None
-        firsts, ends = ask(consumer.beginning_offsets, new), ask(consumer.end_offsets, new)
+        firsts = ask(consumer.beginning_offsets, new, timeout_ms=CHECK_TIMEOUT_S * 1000)
+        ends = ask(consumer.end_offsets, new, timeout_ms=CHECK_TIMEOUT_S * 1000)
         starts = {}
         for tp in new:
             held = (firsts[tp], ends[tp])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -136,7 +137,7 @@ class MemorySink:
                 self._transaction = Transaction()
             self._broker.append(messages, self._transaction)
 
-    def commit(self, offsets: Offsets, member: Member) -> None:
+    def commit(self, offsets: Offsets, member: Member, stop: threading.Event | None = None) -> None:
         assert isinstance(member, MemoryMember), "a memory sink commits for a memory source"
         with self._broker.changed:
             self._check()

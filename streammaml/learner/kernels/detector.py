@@ -19,6 +19,7 @@ STABLE, WARNING, DRIFT = 0, 1, 2
 SIGNAL_FLOOR = 0.02
 ERROR_RATE = 0.02
 ERROR_LIMIT = 4.0
+ERROR_FLOOR = 1e-3
 COUNT, MEAN, SUM, LOWEST = 0, 1, 2, 3
 
 
@@ -55,8 +56,12 @@ def class_signal(probability: float) -> float:
 
 @jit
 def error_signal(error_scale: Floats, row: int, error: float) -> float:
-    """|error| in units of the context's running mean of it, at most 4; then moves that mean."""
+    """|error| in units of the context's running mean of it, at most 4; then moves that mean.
+
+    A mean below .001 counts as that, or a context that was quiet for long would fire for as long.
+    """
     size = abs(error)
     scale = error_scale[row]
-    error_scale[row] = (1.0 - ERROR_RATE) * scale + ERROR_RATE * min(size, ERROR_LIMIT * scale)
+    moved = (1.0 - ERROR_RATE) * scale + ERROR_RATE * min(size, ERROR_LIMIT * scale)
+    error_scale[row] = max(moved, ERROR_FLOOR)
     return float(min(size / scale, ERROR_LIMIT))

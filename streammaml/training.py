@@ -1,0 +1,59 @@
+"""``streammaml outer --from FILE --once``: an initialization from a history file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from streammaml import initialization as initializations
+from streammaml.backends.codec import EventDecoder
+from streammaml.backends.files import Columns, read_events
+from streammaml.backends.memory import MemoryRecord
+from streammaml.config import Config
+from streammaml.errors import InputError, RejectedError
+from streammaml.events import Event
+from streammaml.jobs import progress
+from streammaml.meta.outer_loop import Rule
+from streammaml.meta_trainer import Trained, past_of, train
+
+CHUNK = 5_000
+
+
+def train_from_file(
+    config: Config, file: Path, columns: Columns, out: Path, steps: int, rule: Rule
+) -> tuple[Trained, int]:
+    """Meta-train from a history and write the initialization; also returns the rows left out."""
+    past = past_of(config, _history(config, file, columns))
+    if past.rejected > len(past.y):
+        raise InputError(
+            f"{past.rejected} of {past.rejected + len(past.y)} rows of {file} are not events of "
+            "this configuration: check its features and label"
+        )
+    with progress(f"{rule.value}, outer steps", steps) as tell:
+        trained = train(
+            config,
+            past,
+            steps=steps,
+            rule=rule,
+            on_progress=lambda done, _, loss: tell(done, f"loss {loss:.3f}"),
+        )
+    out.write_bytes(initializations.encode(trained.initialization))
+    return trained, past.rejected
+
+
+def _history(config: Config, file: Path, columns: Columns) -> Iterator[list[Event]]:
+    """The file's events as a worker would decode them, without those it would reject."""
+    decode = EventDecoder(config.features, "json", config.worker.max_record_bytes)
+    rows = read_events(file, columns)
+    while chunk := list(islice(rows, CHUNK)):
+        events = []
+        for row in chunk:
+            value = row if isinstance(row, bytes) else msgspec.json.encode(row)
+            try:
+                events.append(decode(MemoryRecord(str(file), 0, 0, 0, None, value, [])))
+            except RejectedError:
+                events.append(Event())  # counted as rejected when it is collated
+        yield events
