@@ -133,6 +133,14 @@ def add_product(
     if left == 0:
         return
     first = n - left
+    if rows < 4:
+        for s in range(rows):
+            for j in range(first, n):
+                total = o[s, j]
+                for k in range(m):
+                    total += a[s, k] * w[k, j]
+                o[s, j] = total
+        return
     narrow, sums = pad[:m], pad[m : m + rows]
     # Whatever stands in the other columns stays there: a column is its own sum.
     for k in range(m):

@@ -15,7 +15,7 @@ from streammaml.events import Float32s, Floats, Packed
 from streammaml.learner.kernels import adapt as inner_loop
 from streammaml.learner.kernels import baseline, detector, network, scaler
 from streammaml.learner.kernels.bundle import Bundle, unpack
-from streammaml.learner.kernels.compiler import jit
+from streammaml.learner.kernels.compiler import inline, jit
 from streammaml.learner.state import Ints
 
 LOSS_FLOOR = 0.002
@@ -49,7 +49,7 @@ def reset_fast(p: Bundle, row: int) -> None:
     p.contexts.version[row] = p.meta.version
 
 
-@jit
+@inline
 def serve(p: Bundle, parameters: Float32s, out: Float32s) -> bool:
     """Write the prediction [K] of ``parameters`` for the input in scratch; False if not finite.
 
@@ -83,7 +83,7 @@ def without_prediction(p: Bundle, out: Float32s) -> None:
         out[k] = np.float32(1.0 / count) if known[k] else np.float32(0.0)
 
 
-@jit
+@inline
 def predict(p: Bundle, row: int, x: Float32s, i: int) -> None:
     """Predict event ``i`` by the context's fast weights and by θ; leaves its inputs in scratch."""
     contexts, out, scratch = p.contexts, p.out, p.scratch
@@ -102,7 +102,7 @@ def predict(p: Bundle, row: int, x: Float32s, i: int) -> None:
         reset_fast(p, row)
 
 
-@jit
+@inline
 def loss_of(p: Bundle, prediction: Float32s, y: float) -> float:
     """Log-loss with the probability floored at .002; or |error| in standard deviations of y."""
     if p.policy.regression:
@@ -110,7 +110,7 @@ def loss_of(p: Bundle, prediction: Float32s, y: float) -> float:
     return float(-np.log(max(np.float64(prediction[int(y)]), LOSS_FLOOR)))
 
 
-@jit
+@inline
 def score(p: Bundle, row: int, y: float, i: int) -> None:
     """Charge the stored predictions of event ``i`` with its label; set the detector's signal."""
     contexts, out = p.contexts, p.out
@@ -129,12 +129,12 @@ def score(p: Bundle, row: int, y: float, i: int) -> None:
         out.signal[i] = detector.class_signal(np.float64(out.predictions[i, int(y)]))
 
 
-@jit
+@inline
 def scaled_target(p: Bundle, y: float) -> float:
     return (y - p.stream.y_scale[0]) / p.stream.y_scale[1] if p.policy.regression else y
 
 
-@jit
+@inline
 def remember(p: Bundle, row: int, x: Float32s, y: float) -> None:
     """Add an example to the context's support ring."""
     contexts = p.contexts
@@ -157,7 +157,7 @@ def load_support(p: Bundle, row: int, size: int) -> None:
         scratch.y[s] = scaled_target(p, contexts.support_y[row, slot])
 
 
-@jit
+@inline
 def due(p: Bundle, row: int, level: int) -> int:
     """Which trigger, if any, asks for an adaptation now."""
     if level == detector.DRIFT:
@@ -266,7 +266,7 @@ def learn(p: Bundle, row: int, x: Float32s, y: float, level: int, i: int) -> Non
         scaler.learn_y(stream, y, stream.counts[0])
 
 
-@jit
+@inline
 def finish(p: Bundle, row: int) -> None:
     """Count the event."""
     p.stream.counts[1] += 1
