@@ -88,7 +88,7 @@ def train(
     # The names of an open list of classes belong to the initialization: its outputs mean them.
     classes = () if config.label.classes else tuple(past.labels.classes)
     begin = draw(spec_of(config), learner.seed, learner.inner_rate, classes)
-    whole = episodes.history(past.contexts, past.x, past.y, config.label.task)
+    whole = episodes.history(past.contexts, past.x, past.y, config.label.task, len(classes))
     training, held_out = episodes.hold_out(whole)
     rng = np.random.default_rng(learner.seed)
     judged = episodes.sample(held_out, rng, VALIDATION_EPISODES)

@@ -70,19 +70,22 @@ class History:
     targets: NDArray[np.int64] | Float32s  # [M], class slots or scaled values
     places: Ints  # [M], which of the H events
     ranges: Ranges
+    classes: int = 0
+    """Class slots in use; 0: all."""
 
     def __len__(self) -> int:
         """Contexts with enough labels for an episode."""
         return len(self.ranges.first)
 
 
-def history(contexts: Ints, x: Float32s, y: Floats, task: Task) -> History:
+def history(contexts: Ints, x: Float32s, y: Floats, task: Task, classes: int = 0) -> History:
     """Arrange a recorded stream for sampling.
 
     Args:
         contexts: a whole number for each context [H], in stream order.
         x: raw features [H, D], NaN where missing.
         y: class slots or raw values [H], NaN where unlabelled.
+        classes: slots in use where the list of classes is open; 0: all.
     """
     if not len(contexts) == len(x) == len(y):
         raise ValueError(f"lengths differ: {len(contexts)}, {len(x)} and {len(y)}")
@@ -108,6 +111,7 @@ def history(contexts: Ints, x: Float32s, y: Floats, task: Task) -> History:
         targets=_targets(y[places], task),
         places=places,
         ranges=Ranges(first=labels[:-1], stop=labels[1:]).enough(),
+        classes=classes,
     )
 
 
@@ -141,8 +145,10 @@ def sample(source: History, generator: np.random.Generator, count: int) -> Episo
     targets = torch.from_numpy(source.targets[index])
     weights = torch.from_numpy((slots < size[:, None]).astype(np.float32))
     return Episodes(
-        Examples(inputs[:, :SUPPORT], targets[:, :SUPPORT], weights),
-        Examples(inputs[:, SUPPORT:], targets[:, SUPPORT:], torch.ones(count, QUERY)),
+        Examples(inputs[:, :SUPPORT], targets[:, :SUPPORT], weights, source.classes),
+        Examples(
+            inputs[:, SUPPORT:], targets[:, SUPPORT:], torch.ones(count, QUERY), source.classes
+        ),
     )
 
 

@@ -20,6 +20,8 @@ class Examples(NamedTuple):
     inputs: Tensor  # [T, S, F]
     targets: Tensor  # [T, S], int64 class slots, or floating (y − m_y)/s_y
     weights: Tensor  # [T, S], at least 0; 0 marks padding
+    classes: int = 0
+    """Class slots in use, the first ones of the K; the others are masked. 0: all are in use."""
 
 
 def loss(outputs: Tensor, examples: Examples) -> Tensor:
@@ -28,7 +30,8 @@ def loss(outputs: Tensor, examples: Examples) -> Tensor:
         each = functional.huber_loss(outputs[..., 0], _targets(examples), reduction="none")
     else:
         slots = _targets(examples).unsqueeze(-1)
-        each = -torch.log_softmax(outputs, -1).gather(-1, slots).squeeze(-1)
+        used = outputs[..., : examples.classes or None]
+        each = -torch.log_softmax(used, -1).gather(-1, slots).squeeze(-1)
     return (each * shares(examples)).sum(-1)
 
 
@@ -38,7 +41,9 @@ def slope(outputs: Tensor, examples: Examples) -> Tensor:
         each = (outputs - _targets(examples).unsqueeze(-1)).clamp(-1, 1)
     else:
         slots = _targets(examples).unsqueeze(-1)
-        each = torch.softmax(outputs, -1).scatter_add(-1, slots, -torch.ones_like(outputs[..., :1]))
+        used = outputs[..., : examples.classes or None]
+        each = torch.softmax(used, -1).scatter_add(-1, slots, -torch.ones_like(used[..., :1]))
+        each = functional.pad(each, (0, outputs.shape[-1] - used.shape[-1]))
     return each * shares(examples).unsqueeze(-1)
 
 

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from streammaml.config import Config, LabelConfig
+from streammaml.config import Config, LabelConfig, canonical
 from streammaml.errors import RejectedError
 from streammaml.events import Event, Label, Reason, Task
-from streammaml.learner.schema import Collated, Labels, Schema, canonical
+from streammaml.learner.schema import Collated, Labels, Schema
 
 FEATURES = [
     {"name": "heat", "range": [-10, 50]},

@@ -53,7 +53,8 @@ def test_padding_counts_for_nothing_whatever_stands_there(task: Task) -> None:
     )
     outputs = torch.tensor([[[0.0, 1.0], [-1e30, 1e30]]])[..., : 2 if task is CLASSES else 1]
 
-    alone = Examples(*(t[:, :1] for t in examples))
+    inputs, targets, weights, _ = examples
+    alone = Examples(inputs[:, :1], targets[:, :1], weights[:, :1])
 
     assert torch.equal(loss(outputs, examples), loss(outputs[:, :1], alone))
     assert torch.equal(slope(outputs, examples)[:, :1], slope(outputs[:, :1], alone))
@@ -65,3 +66,11 @@ def test_a_task_without_examples_loses_nothing() -> None:
 
     assert loss(torch.ones(1, 2, 1), examples).tolist() == [0.0]
     assert not slope(torch.ones(1, 2, 1), examples).any()
+
+
+def test_a_class_slot_that_is_not_in_use_has_no_share_and_no_slope() -> None:
+    examples = Examples(torch.zeros(1, 1, 1), torch.tensor([[1]]), torch.ones(1, 1), classes=2)
+    outputs = torch.tensor([[[0.0, 0.0, 50.0, 50.0]]])
+
+    assert loss(outputs, examples).tolist() == pytest.approx([math.log(2)])
+    assert slope(outputs, examples).tolist() == [[[0.5, -0.5, 0.0, 0.0]]]

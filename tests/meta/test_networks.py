@@ -68,7 +68,7 @@ def test_the_stacked_gradient_is_the_one_of_vmap_and_grad(
         for i, (name, p) in enumerate(make_parameters(spec).items())
     }
 
-    expected = vmap(grad(textbook_loss))(stacked, *examples)
+    expected = vmap(grad(textbook_loss))(stacked, *examples[:3])
 
     actual = gradient(stacked, examples)
     assert list(actual) == list(stacked)
