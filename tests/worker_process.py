@@ -21,7 +21,10 @@ from tests.kafka_broker import wait_until
 PREDICTED_S = 150.0
 """Kernels may have to be compiled first."""
 STOPPED_S = 10.0
-TOPICS = "events predictions adaptations dead_letters episodes initializations state".split()
+TOPICS = (
+    *("events", "predictions", "adaptations", "dead_letters"),
+    *("episodes", "initializations", "state"),
+)
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ from streammaml.config import Config, KafkaConfig
 from streammaml.errors import BackendError, ConfigError, FencedError, UnavailableError
 
 CONNECT_TIMEOUT_S = 10.0
+WORKER_CONNECT_TIMEOUT_S = 5.0
+"""The worker tries again, and from a stop to its end it has 10 s."""
 CLOSE_TIMEOUT_S = 5.0
 _JOIN_TIMEOUT_S = 2.0
 OVERHEAD_BYTES = 65_536

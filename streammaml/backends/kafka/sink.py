@@ -11,7 +11,7 @@ import structlog
 
 from streammaml.backends.kafka.clients import (
     CLOSE_TIMEOUT_S,
-    CONNECT_TIMEOUT_S,
+    WORKER_CONNECT_TIMEOUT_S,
     close_producer,
     connect,
     native,
@@ -57,7 +57,7 @@ class KafkaSink:
     """
 
     def __init__(
-        self, config: Config, instance: str, *, connect_timeout_s: float = CONNECT_TIMEOUT_S
+        self, config: Config, instance: str, *, connect_timeout_s: float = WORKER_CONNECT_TIMEOUT_S
     ) -> None:
         self._instance = instance
         self._timeout_s = config.kafka.transaction_timeout_ms / 1000
@@ -71,6 +71,7 @@ class KafkaSink:
             "client_id": f"streammaml-{instance}",
             "transactional_id": f"{config.kafka.group}-{instance}",
             "transaction_timeout_ms": config.kafka.transaction_timeout_ms,
+            "max_block_ms": 8000,  # for init_transactions, which no stop interrupts
         }
         self._producer = connect(kafka.KafkaProducer, config.kafka, settings)
         self._manager = self._producer._transaction_manager
@@ -143,10 +144,12 @@ class KafkaSink:
         """The client's own limit is for each of its batches, and deaf to a stop."""
         while True:
             try:
-                return self._producer.flush(deadline.slice_s())
+                self._producer.flush(deadline.slice_s())
             except errors.KafkaTimeoutError:
                 if deadline.left_s() <= 0:
                     raise
+            else:
+                return
 
     def _wait(self, deadline: _Deadline, begin: Callable[[], Any]) -> None:
         """Do what the client's own call does, which waits for ever (KAFKA.md, trap 5)."""

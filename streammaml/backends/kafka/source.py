@@ -10,8 +10,8 @@ import structlog
 
 from streammaml.backends.kafka.clients import (
     CLOSE_TIMEOUT_S,
-    CONNECT_TIMEOUT_S,
     OVERHEAD_BYTES,
+    WORKER_CONNECT_TIMEOUT_S,
     ask,
     client_settings,
     connect,
@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 CHECK_TIMEOUT_S = 5.0
 _POLL_SLICE_S = 0.1  # a partition assigned within a poll must not wait for the end of the poll
+_ENDS_TIMEOUT_MS = 4000
 _COMMITTED_SLICE_MS = 1000  # committed() waits for open transactions: others go on meanwhile
 
 
@@ -53,7 +54,7 @@ class KafkaSource:
         instance: str,
         on_rebalance: OnRebalance,
         *,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        connect_timeout_s: float = WORKER_CONNECT_TIMEOUT_S,
     ) -> None:
         self._config = config.kafka
         self._topic = config.topics.events
@@ -158,8 +159,8 @@ class KafkaSource:
             if waited_ms > 2 * self._config.transaction_timeout_ms + 10_000:
                 raise
             return None
-        firsts = ask(consumer.beginning_offsets, new, timeout_ms=CHECK_TIMEOUT_S * 1000)
-        ends = ask(consumer.end_offsets, new, timeout_ms=CHECK_TIMEOUT_S * 1000)
+        firsts = ask(consumer.beginning_offsets, new, timeout_ms=_ENDS_TIMEOUT_MS)
+        ends = ask(consumer.end_offsets, new, timeout_ms=_ENDS_TIMEOUT_MS)
         starts = {}
         for tp in new:
             held = (firsts[tp], ends[tp])

@@ -1,0 +1,133 @@
+"""What metrics, page and health learn of a worker, on the memory backend."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+from streammaml.backends.memory import MemoryBroker
+from streammaml.backends.ports import Message
+from streammaml.backends.web import WebServer
+from streammaml.config import Config
+from streammaml.observers import Watch, watched
+from streammaml.worker import Worker
+from tests import wire
+
+EVENTS = 300
+BAD = 3
+
+
+def settings() -> Config:
+    return wire.config(web={"port": 0}, learner={"hidden": [8], "baseline_rate": 0.01})
+
+
+class Scene:
+    """A worker that is watched, with some events and some bad records before it."""
+
+    def __init__(self) -> None:
+        config = settings()
+        broker = MemoryBroker.of(config)
+        broker.append(wire.stream(EVENTS))
+        broker.append([Message("events", b"k", b"{")] * BAD)
+        self.watch, self.server = watched(config)
+        connect = wire.Connector(broker, config)
+        self.worker = Worker(config, wire.initialization(config), connect, [self.watch])
+
+    def play(self) -> None:
+        self.watch.follow(self.worker)
+        self.worker.open()
+        while self.worker.run_once(timeout_s=0):
+            pass
+        self.worker.commit()
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.watch.metrics.registry.get_sample_value(f"streammaml_{name}", labels)
+
+
+def status(server: WebServer, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(server.address + path, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_the_metrics_count_what_the_worker_did() -> None:
+    scene = Scene()
+
+    scene.play()
+
+    assert scene.metric("events_consumed_total", topic="events") == EVENTS + BAD
+    assert scene.metric("events_rejected_total", reason="decode") == BAD
+    for model in ("init", "adapted", "baseline"):
+        assert scene.metric("prequential_loss_count", model=model) == EVENTS
+    assert scene.metric("worker_state", state="ready") == 1
+
+
+def test_page_and_metrics_say_the_same() -> None:
+    scene = Scene()
+    with scene.server:
+        scene.play()
+
+        summary = json.loads(status(scene.server, "/api/summary")[1])
+        metrics = status(scene.server, "/metrics")[1]
+
+    assert (summary["events"], summary["rejected"], summary["state"]) == (EVENTS, BAD, "ready")
+    assert set(summary["models"]) == {"init", "adapted", "online"}
+    total = scene.metric("prequential_loss_sum", model="adapted")
+    assert total is not None
+    assert summary["models"]["adapted"]["mean"] == pytest.approx(total / EVENTS, rel=1e-4)
+    assert f'streammaml_events_rejected_total{{reason="decode"}} {BAD}.0' in metrics
+
+
+def test_a_worker_is_ready_once_it_owns_a_partition() -> None:
+    scene = Scene()
+    with scene.server:
+        before = status(scene.server, "/readyz")[0]
+        scene.play()
+        after = status(scene.server, "/readyz")[0]
+        scene.worker.close()
+        closed = status(scene.server, "/readyz")[0]
+
+    assert (before, after, closed) == (503, 200, 503)
+
+
+def test_the_loop_has_no_age_before_it_turns() -> None:
+    scene = Scene()
+
+    before = scene.watch.loop_age_s()
+    scene.play()
+
+    assert before == 0.0
+    assert 0.0 <= scene.watch.loop_age_s() < 60.0
+
+
+def test_events_without_a_time_leave_the_newest_time_alone() -> None:
+    config = settings()
+    broker = MemoryBroker.of(config)
+    times = [None, "2026-11-22T10:00:00Z", None, 1000.0]
+    values = [wire.event(i, timestamp=time) for i, time in enumerate(times)]
+    broker.append([Message("events", b"shop", value) for value in values])
+    watch, _ = watched(config)
+    worker = Worker(config, wire.initialization(config), wire.Connector(broker, config), [watch])
+
+    worker.open()
+    while worker.run_once(timeout_s=0):
+        pass
+
+    newest = watch.metrics.registry.get_sample_value("streammaml_last_event_timestamp_seconds")
+    assert newest == 1_795_341_600  # 2026-11-22T10:00:00Z
+    assert watch.metrics.registry.get_sample_value("streammaml_event_age_seconds_count") == 2
+
+
+def test_two_watches_share_nothing() -> None:
+    first, second = Scene(), Scene()
+
+    first.play()
+
+    assert second.metric("events_consumed_total", topic="events") in (None, 0.0)
+    assert isinstance(second.watch, Watch)
