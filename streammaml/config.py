@@ -8,6 +8,7 @@ An unknown key is an error that names the nearest right one.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -249,7 +250,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     known = {name.upper(): name for name in keys(Config)}
     layer: dict[str, Any] = {}
     for variable, value in environ.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in RESERVED_ENVIRONMENT:
+        if not variable.startswith(ENVIRONMENT_PREFIX) or NO_SETTING.fullmatch(variable):
             continue
         wanted = variable.removeprefix(ENVIRONMENT_PREFIX).replace("__", ".")
         if wanted not in known:
@@ -259,12 +260,10 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return layer
 
 
-RESERVED_ENVIRONMENT = {
-    "STREAMMAML_CONFIG",
-    "STREAMMAML_TEST_KAFKA",
-    "STREAMMAML_REQUIRE_KAFKA",
-}
-"""Variables with the prefix that are not settings."""
+NO_SETTING = re.compile(
+    ENVIRONMENT_PREFIX + r"(CONFIG|TEST_KAFKA|REQUIRE_KAFKA|(SERVICE|PORT)(?!__)(_\w+)?)"
+)
+"""Variables with the prefix that are not settings; Kubernetes sets the last ones for a Service."""
 
 
 def parse_value(text: str) -> Any:

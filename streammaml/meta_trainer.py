@@ -95,7 +95,8 @@ def train(
     if len(training) == 0 or judged is None:
         raise InputError(
             f"no context has the {episodes.LABELS_LEAST} labels that an episode takes, both to "
-            "train on and to validate: give a longer history, or check the context column"
+            "train on and to validate: it takes 20 contexts, or one with about 180 labels; give a "
+            "longer history, or check the context column"
         )
     settings = OuterSettings(rule=rule, cosine=True, inner_clip=learner.clip_norm)
     trained, report = refine(

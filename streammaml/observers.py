@@ -47,6 +47,8 @@ class Watch:
         metrics.consumed(played.records)
         for reason, count in Counter(r.reason for r in played.rejected).items():
             metrics.rejected(reason, count)
+        if played.unknown_categories:
+            metrics.unknown_categories(played.unknown_categories)
         metrics.observe(played.batch, played.decisions, now_s)
         times = [timestamp_s(event) for event in played.events]
         metrics.event_times(np.array([math.nan if t is None else t for t in times]), now_s)

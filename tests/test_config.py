@@ -170,3 +170,14 @@ def test_every_setting_is_listed_by_its_dotted_name() -> None:
 
 def test_a_feature_is_a_number_unless_it_says_otherwise() -> None:
     assert Feature(name="a").type is FeatureType.NUMBER
+
+
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
+    injected = {
+        "STREAMMAML_PORT": "tcp://10.0.0.1:9108",
+        "STREAMMAML_PORT_9108_TCP_ADDR": "10.0.0.1",
+        "STREAMMAML_SERVICE_HOST": "10.0.0.1",
+        "STREAMMAML_SERVICE_PORT": "9108",
+    }
+
+    assert from_environment(injected) == {}

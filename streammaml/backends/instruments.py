@@ -45,6 +45,7 @@ NAMES = {
     "worker_state": Name(Gauge, "1 for the state the worker is in.", {"state": STATES}),
     "events_consumed_total": Name(Counter, "Records taken from Kafka.", {"topic": ()}),
     "events_rejected_total": Name(Counter, "Records that are no events.", {"reason": REASONS}),
+    "unknown_categories_total": Name(Counter, "Feature values that the schema does not list."),
     "events_deadlettered_total": Name(
         Counter, "Records sent to the dead-letter topic.", {"reason": REASONS}
     ),

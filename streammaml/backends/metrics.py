@@ -100,6 +100,9 @@ class Metrics:
         if dead_lettered:
             self._all.add("events_deadlettered_total", reason.value, n=n)
 
+    def unknown_categories(self, values: int) -> None:
+        self._all.add("unknown_categories_total", n=values)
+
     def rebalanced(self, change: Rebalance) -> None:
         """Count each kind of change once; series of partitions that left are removed."""
         kinds = {
