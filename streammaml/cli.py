@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +19,8 @@ import typer
 from streammaml import config as settings
 from streammaml.config import Config
 from streammaml.errors import ConfigError, StreamMAMLError
+from streammaml.flags import features_of, layer_of_flags, layer_of_sets, values_of
+from streammaml.process import configure_logging, last_words, stop_on_signals
 
 app = typer.Typer(
     help="Online adaptation for many contexts on Kafka.",
@@ -97,14 +94,14 @@ def run(
     port: Annotated[int | None, typer.Option(help="Metrics, health and live page; 0: any")] = None,
 ) -> None:
     """Run the worker: read events, predict, adapt, publish."""
-    flags = _flags(
+    flags = layer_of_flags(
         {
             "kafka.bootstrap_servers": bootstrap_servers,
             "kafka.group": group,
             "kafka.instance": instance,
-            "features": _features(features),
+            "features": features_of(features),
             "label.task": task,
-            "label.classes": _list(classes),
+            "label.classes": values_of(classes),
             "learner.initialization": None if initialization is None else str(initialization),
             "web.port": port,
         }
@@ -113,8 +110,8 @@ def run(
     _need_features(effective)
     from streammaml.serving import serve
 
-    _configure_logging()
-    with _stop_on_signals() as stop, _last_words():
+    configure_logging()
+    with stop_on_signals() as stop, last_words():
         serve(effective, stop)
 
 
@@ -134,7 +131,7 @@ def demo(
     """Meta-train on a generated past, then adapt to the drifting present; compare."""
     from streammaml.demo import DemoOptions, run_demo
 
-    _configure_logging(level="warning")
+    configure_logging(level="warning")
     options = DemoOptions(
         events=events,
         rate=None if headless else rate,
@@ -142,7 +139,7 @@ def demo(
         browser=browser and _has_display(),
         seed=seed,
     )
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         summary = run_demo(options, stop)
     if json_file is not None:
         json_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -172,13 +169,13 @@ def feed(
     topic: Annotated[str | None, typer.Option(help="[default: events]")] = None,
 ) -> None:
     """Replay a file into the events topic, with progress."""
-    flags = _flags({"kafka.bootstrap_servers": bootstrap_servers, "topics.events": topic})
+    flags = layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers, "topics.events": topic})
     effective = _load(config, sets, flags)
     from streammaml.backends.files import Columns
     from streammaml.feed import FeedPlan
     from streammaml.jobs import feed_file
 
-    _configure_logging(level="warning")
+    configure_logging(level="warning")
     columns = Columns(features=features, label=label, context=context, time=time)
     plan = FeedPlan(
         name=file.name.partition(".")[0],
@@ -188,7 +185,7 @@ def feed(
         corrupt=corrupt,
         seed=seed,
     )
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         fed = feed_file(effective, file, columns, plan, stop)
     typer.echo(
         f"sent {fed.sent:,} events, {fed.corrupted:,} of them damaged, "
@@ -226,7 +223,7 @@ def outer(
     from streammaml.meta.outer_loop import Rule
     from streammaml.training import train_from_file
 
-    _configure_logging(level="warning")
+    configure_logging(level="warning")
     chosen = features or ",".join(f.name for f in effective.features)
     columns = Columns(features=chosen, label=label, context=context, time=None)
     trained, rejected = train_from_file(effective, source, columns, out, steps, Rule(rule.value))
@@ -243,7 +240,7 @@ def topics(
     config: ConfigFile = None, sets: Sets = None, bootstrap_servers: Bootstrap = None
 ) -> None:
     """Create the topics, or check those that exist."""
-    effective = _load(config, sets, _flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
     from streammaml.backends.kafka import TopicAdmin
 
     with TopicAdmin(effective) as admin:
@@ -262,7 +259,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Check configuration, libraries, broker and topics; say how to mend what is wrong."""
-    effective = _load(config, sets, _flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
     from streammaml.doctor import examine
 
     findings = examine(effective)
@@ -364,47 +361,8 @@ def _load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> C
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is not TOML: {error}") from error
-    layers += [settings.from_environment(os.environ), flags, _sets(sets)]
+    layers += [settings.from_environment(os.environ), flags, layer_of_sets(sets)]
     return Config.build(*layers)
-
-
-def _sets(pairs: list[str] | None) -> dict[str, Any]:
-    layer: dict[str, Any] = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            # Not the pair itself: it may be a password behind a colon.
-            raise ConfigError("--set wants KEY=VALUE, such as kafka.group=shop: there is no =")
-        key = key.strip()
-        settings.assign(layer, key, settings.read_value(key, value))
-    return layer
-
-
-def _flags(given: dict[str, Any]) -> dict[str, Any]:
-    layer: dict[str, Any] = {}
-    for key, value in given.items():
-        if value is not None:
-            settings.assign(layer, key, value)
-    return layer
-
-
-def _list(text: str | None) -> list[Any] | None:
-    return None if text is None else [settings.parse_value(v.strip()) for v in text.split(",")]
-
-
-def _features(text: str | None) -> list[dict[str, Any]] | None:
-    """``a,b:boolean,c:category=x|y`` as feature tables."""
-    if text is None:
-        return None
-    tables = []
-    for part in text.split(","):
-        name, _, kind = part.strip().partition(":")
-        kind, _, categories = kind.partition("=")
-        table: dict[str, Any] = {"name": name, "type": kind or "number"}
-        if categories:
-            table["categories"] = categories.split("|")
-        tables.append(table)
-    return tables
 
 
 def _address(config: Config) -> str:
@@ -427,66 +385,3 @@ def _need_features(config: Config) -> None:
             "no features: list them in the configuration file (`streammaml config init "
             "--from-sample FILE` proposes them) or with --features a,b:boolean,c:category=x|y"
         )
-
-
-def _configure_logging(level: str = "info") -> None:
-    """Readable lines on a terminal, JSON elsewhere; always to standard error."""
-    import logging
-
-    import structlog
-    from structlog import processors, stdlib
-    from structlog.typing import Processor
-
-    named: list[Processor] = [processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
-    rendered: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
-        if sys.stderr.isatty()
-        else [processors.format_exc_info, processors.JSONRenderer()]
-    )
-    structlog.configure(
-        processors=[*named, *rendered],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    libraries = logging.StreamHandler(sys.stderr)
-    libraries.setFormatter(
-        stdlib.ProcessorFormatter(
-            foreign_pre_chain=[stdlib.add_logger_name, *named],
-            processors=[stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
-        )
-    )
-    logging.basicConfig(handlers=[libraries], level=logging.ERROR)
-
-
-@contextmanager
-def _last_words() -> Iterator[None]:
-    """Where the log is JSON, the error that ends the worker is a line of it too."""
-    import structlog
-
-    try:
-        yield
-    except StreamMAMLError as error:
-        if sys.stderr.isatty():
-            raise
-        structlog.get_logger().error("failed", error=str(error), exit_code=error.exit_code)
-        raise typer.Exit(error.exit_code) from error
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """The first SIGTERM or SIGINT asks for an orderly end, a second one ends at once."""
-    stop = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

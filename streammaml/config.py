@@ -8,6 +8,8 @@ An unknown key is an error that names the nearest right one.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -26,6 +28,7 @@ from pydantic import (
 
 from streammaml.errors import ConfigError
 from streammaml.events import Label, Task
+from streammaml.initialization import Spec
 
 ENVIRONMENT_PREFIX = "STREAMMAML_"
 NUMBER_LIMIT = 1e12
@@ -327,3 +330,22 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
 def _nearest(wrong: str, right: list[str]) -> str:
     match = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def schema_fingerprint(config: Config) -> str:
+    """Hash what the network's inputs and outputs mean: features in order, task, classes."""
+    features = [[f.name, f.type.value, list(f.categories)] for f in config.features]
+    label = [config.label.task.value, list(config.label.classes), config.label.slots]
+    return hashlib.sha256(json.dumps([features, label]).encode()).hexdigest()[:16]
+
+
+def spec_of(config: Config) -> Spec:
+    """The model that this configuration describes; inputs are scaled twice, so 2D of them."""
+    width = sum(len(f.categories) or 1 for f in config.features)
+    hidden = config.learner.hidden if config.learner.network == "mlp" else ()
+    return Spec(
+        task=config.label.task,
+        sizes=(2 * width, *hidden, config.label.slots),
+        steps=config.learner.inner_steps,
+        schema=schema_fingerprint(config),
+    )

@@ -23,10 +23,10 @@ from rich.table import Table
 from streammaml.backends.codec import encoder
 from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
 from streammaml.backends.ports import Message, OnRebalance, Partition, Rebalance, Sink, Source
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.evaluation.streams import WIDTH, Stream, hyper
 from streammaml.events import Batch, DriftLevel, Floats, Trigger
-from streammaml.initialization import Initialization, draw, spec_of
+from streammaml.initialization import Initialization, draw
 from streammaml.learner import Labels, Learner, warm_up
 from streammaml.learner.kernels.compiler import is_cached
 from streammaml.meta_trainer import Past, train

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from streammaml.backends.kafka import TopicAdmin
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.errors import StreamMAMLError
-from streammaml.initialization import spec_of
 from streammaml.learner import detectors
 from streammaml.learner.kernels.compiler import FOLDER, is_cached
 from streammaml.serving import load_initialization

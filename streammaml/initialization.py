@@ -21,7 +21,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from streammaml.config import Config
 from streammaml.errors import InitializationError
 from streammaml.events import Float32s, Label, Task
 
@@ -36,7 +35,7 @@ class Spec:
     sizes: tuple[int, ...]
     steps: int
     schema: str
-    """Fingerprint of features and label, :func:`schema_fingerprint`."""
+    """Fingerprint of what inputs and outputs mean: ``config.schema_fingerprint``."""
 
     @property
     def layers(self) -> int:
@@ -54,25 +53,6 @@ class Spec:
             shapes[f"{i}.weight"] = (fan_in, fan_out)
             shapes[f"{i}.bias"] = (fan_out,)
         return shapes
-
-
-def schema_fingerprint(config: Config) -> str:
-    """Hash what the network's inputs and outputs mean: features in order, task, classes."""
-    features = [[f.name, f.type.value, list(f.categories)] for f in config.features]
-    label = [config.label.task.value, list(config.label.classes), config.label.slots]
-    return hashlib.sha256(json.dumps([features, label]).encode()).hexdigest()[:16]
-
-
-def spec_of(config: Config) -> Spec:
-    """The model that this configuration describes; inputs are scaled twice, so 2D of them."""
-    width = sum(len(f.categories) or 1 for f in config.features)
-    hidden = config.learner.hidden if config.learner.network == "mlp" else ()
-    return Spec(
-        task=config.label.task,
-        sizes=(2 * width, *hidden, config.label.slots),
-        steps=config.learner.inner_steps,
-        schema=schema_fingerprint(config),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

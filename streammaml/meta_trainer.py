@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.errors import InputError
 from streammaml.events import Event, Float32s, Floats
-from streammaml.initialization import Initialization, draw, spec_of
+from streammaml.initialization import Initialization, draw
 from streammaml.learner import Labels, Schema
 from streammaml.meta import episodes
 from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate, refine

@@ -10,9 +10,9 @@ import structlog
 from streammaml import initialization as initializations
 from streammaml.backends.kafka import KafkaSink, KafkaSource
 from streammaml.backends.ports import OnRebalance, Sink, Source
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.errors import InitializationError
-from streammaml.initialization import Initialization, check_fits, draw, spec_of
+from streammaml.initialization import Initialization, check_fits, draw
 from streammaml.learner import warm_up
 from streammaml.learner.kernels.compiler import is_cached
 from streammaml.observers import watched

@@ -25,9 +25,9 @@ from prometheus_client import CollectorRegistry
 from streammaml.backends.board import Board
 from streammaml.backends.web import Sources, WebServer
 from streammaml.cli import main
-from streammaml.config import Config, WebConfig, keys
+from streammaml.config import Config, WebConfig, keys, spec_of
 from streammaml.errors import ConfigError
-from streammaml.initialization import check_fits, decode, spec_of
+from streammaml.initialization import check_fits, decode
 from streammaml.observers import watched
 from tests.kafka_broker import free_port
 from tests.worker_process import clean_environment, kafka_environment, predictions, running

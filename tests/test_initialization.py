@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from streammaml.config import Config
+from streammaml.config import Config, schema_fingerprint, spec_of
 from streammaml.errors import InitializationError
 from streammaml.events import Float32s, Task
 from streammaml.initialization import (
@@ -22,8 +22,6 @@ from streammaml.initialization import (
     decode,
     draw,
     encode,
-    schema_fingerprint,
-    spec_of,
 )
 
 SPEC = Spec(task=Task.CLASSIFICATION, sizes=(6, 5, 3), steps=4, schema="s")

@@ -18,13 +18,14 @@ import streammaml
 PACKAGE = Path(streammaml.__file__).parent
 
 LAYERS = [
-    {"events", "errors"},
-    {"config", "initialization"},
+    {"events", "errors", "initialization"},
+    {"config"},
     {"learner", "meta"},
     {"backends"},
     {"worker", "partition", "meta_trainer", "evaluation", "feed", "compat"},
     # What the commands do, each imported when it is called.
     {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"},
+    {"flags", "process"},
     {"cli", "__main__"},
     {"__init__"},  # the package's front door may name anything
 ]

@@ -9,9 +9,9 @@ import numpy as np
 
 from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
 from streammaml.backends.ports import Message, OnRebalance, Sink, Source
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.events import Decisions
-from streammaml.initialization import Initialization, draw, spec_of
+from streammaml.initialization import Initialization, draw
 from streammaml.learner.state import new_packed
 
 

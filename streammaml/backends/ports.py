@@ -86,7 +86,11 @@ class Source(Protocol):
         ...
 
     def check(self) -> None:
-        """Ask the broker for anything; UnavailableError if it does not answer in some seconds."""
+        """Ask the broker for anything; UnavailableError if it does not answer in some seconds.
+
+        For a source that has returned nothing for a while: BackendError if, check after check,
+        records wait that it does not fetch.
+        """
         ...
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from river import base
 
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
-from streammaml.initialization import Initialization, check_fits, spec_of
+from streammaml.initialization import Initialization, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels.bundle import Bundle, bundle

@@ -32,9 +32,9 @@ from streammaml.backends.codec import EventDecoder, Prediction, encoder
 from streammaml.backends.kafka import KafkaFeed, KafkaSink, KafkaSource, TopicAdmin
 from streammaml.backends.memory import MemoryRecord
 from streammaml.backends.ports import Message, OnRebalance, Partition, Rebalance, Sink, Source
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.evaluation.streams import WIDTH, Stream, hyper
-from streammaml.initialization import Initialization, draw, spec_of
+from streammaml.initialization import Initialization, draw
 from streammaml.learner import Learner, warm_up
 from streammaml.worker import Worker
 from tests.benchmarks.naive import IdiomaticLoop, LeanLoop, NaiveLoop

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.events import Batch, Decisions, Float32s, Floats
-from streammaml.initialization import Initialization, draw, spec_of
+from streammaml.initialization import Initialization, draw
 from streammaml.learner import Learner
 from streammaml.learner.state import ContextState, StreamState
 from tests.learner.reference import Layers, Rules
