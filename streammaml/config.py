@@ -205,6 +205,15 @@ class WorkerConfig(_Part):
     rejected_minimum: int = Field(default=100, ge=1)
     rejected_share: float = Field(default=0.5, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rejected_minimum > self.rejected_window:
+            raise ValueError(
+                f"rejected_minimum, {self.rejected_minimum}, must not be above rejected_window, "
+                f"{self.rejected_window}: the worker would never stop on bad records"
+            )
+        return self
+
 
 class WebConfig(_Part):
     host: str = "127.0.0.1"
@@ -292,6 +301,8 @@ def assign(layer: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         layer = layer.setdefault(parent, {})
+        if not isinstance(layer, dict):
+            raise ConfigError(f"{parent} in {dotted} was given a value of its own: it is a section")
     layer[last] = value
 
 

@@ -32,7 +32,7 @@ from streammaml.learner.kernels.compiler import is_cached
 from streammaml.meta_trainer import Past, train
 from streammaml.observers import Watch, watched
 from streammaml.partition import Played
-from streammaml.worker import Observer, Worker
+from streammaml.worker import Observer, TransactionResult, Worker
 
 CONTEXTS = 100
 PAST_EACH = 300
@@ -74,9 +74,9 @@ class Score:
 
     def state(self, name: str) -> None: ...
     def rebalanced(self, change: Rebalance) -> None: ...
-    def committed(self, ok: bool, now_s: float) -> None: ...
+    def committed(self, result: TransactionResult, now_s: float) -> None: ...
     def lag(self, lag: dict[Partition, int]) -> None: ...
-    def contexts(self, count: int, state_bytes: int) -> None: ...
+    def contexts(self, count: int, parameter_bytes: int, buffer_bytes: int) -> None: ...
 
     def summary(self, stream: Stream) -> dict[str, Any]:
         """Mean losses over what was played, and over the 50 events from each drift on.
@@ -265,6 +265,8 @@ def _play(
             played += worker.run_once(timeout_s=0.05)
             progress.update(bar, completed=played)
         worker.close()
+    if watch is not None:
+        watch.follow(None)
 
 
 def _mean(losses: Floats) -> float:

@@ -15,7 +15,7 @@ from streammaml.backends.ports import Partition, Rebalance
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config
 from streammaml.partition import Played
-from streammaml.worker import Worker
+from streammaml.worker import TransactionResult, Worker
 
 
 class Watch:
@@ -26,8 +26,8 @@ class Watch:
         self._board = board
         self._worker: Worker | None = None
 
-    def follow(self, worker: Worker) -> None:
-        """Take loop age and readiness from this worker from now on."""
+    def follow(self, worker: Worker | None) -> None:
+        """Take loop age and readiness from this worker from now on; None: it has ended well."""
         self._worker = worker
 
     def loop_age_s(self) -> float:
@@ -36,7 +36,7 @@ class Watch:
 
     def is_ready(self) -> bool:
         """Whether the worker owns a partition."""
-        return self._worker is not None and bool(self._worker.learners)
+        return self._worker is not None and self._worker.owns_partitions
 
     def state(self, name: str) -> None:
         self.metrics.state(name)
@@ -57,16 +57,17 @@ class Watch:
     def rebalanced(self, change: Rebalance) -> None:
         self.metrics.rebalanced(change)
 
-    def committed(self, ok: bool, now_s: float) -> None:
-        self.metrics.committed(ok, now_s)
+    def committed(self, result: TransactionResult, now_s: float) -> None:
+        self.metrics.committed(result, now_s)
 
     def lag(self, lag: dict[Partition, int]) -> None:
         self.metrics.lag(lag)
         self._board.lag(sum(lag.values()))
 
-    def contexts(self, count: int, state_bytes: int) -> None:
+    def contexts(self, count: int, parameter_bytes: int, buffer_bytes: int) -> None:
         self.metrics.contexts(count)
-        self.metrics.state_bytes("parameters", state_bytes)
+        self.metrics.state_bytes("parameters", parameter_bytes)
+        self.metrics.state_bytes("buffers", buffer_bytes)
         self._board.contexts(count)
 
 

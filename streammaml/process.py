@@ -23,7 +23,7 @@ def configure_logging(level: str = "info") -> None:
     """Readable lines on a terminal, JSON elsewhere; always to standard error."""
     named: list[Processor] = [processors.add_log_level, processors.TimeStamper(fmt="iso", utc=True)]
     rendered: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if sys.stderr.isatty()
         else [processors.format_exc_info, processors.JSONRenderer()]
     )

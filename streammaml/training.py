@@ -40,7 +40,9 @@ def train_from_file(
             rule=rule,
             on_progress=lambda done, _, loss: tell(done, f"loss {loss:.3f}"),
         )
-    out.write_bytes(initializations.encode(trained.initialization))
+    whole = out.with_name(f"{out.name}.part")
+    whole.write_bytes(initializations.encode(trained.initialization))
+    whole.replace(out)  # in one step: a worker that starts now sees the old one or the new one
     return trained, past.rejected
 
 

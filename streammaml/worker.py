@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import structlog
 
@@ -30,6 +30,7 @@ FENCED_AGAIN_S = 60.0
 
 log = structlog.get_logger(__name__)
 
+TransactionResult = Literal["committed", "aborted", "fenced"]
 Connect = Callable[[OnRebalance], tuple[Source, Sink]]
 
 
@@ -39,9 +40,9 @@ class Observer(Protocol):
     def state(self, name: str) -> None: ...
     def played(self, played: Played, now_s: float) -> None: ...
     def rebalanced(self, change: Rebalance) -> None: ...
-    def committed(self, ok: bool, now_s: float) -> None: ...
+    def committed(self, result: TransactionResult, now_s: float) -> None: ...
     def lag(self, lag: dict[Partition, int]) -> None: ...
-    def contexts(self, count: int, state_bytes: int) -> None: ...
+    def contexts(self, count: int, parameter_bytes: int, buffer_bytes: int) -> None: ...
 
 
 class Patience:
@@ -100,6 +101,11 @@ class Worker:
     @property
     def learners(self) -> dict[Partition, Learner]:
         return {partition: player.learner for partition, player in self._players.items()}
+
+    @property
+    def owns_partitions(self) -> bool:
+        """Safe to ask from another thread."""
+        return bool(self._players)
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop``; then commit and leave.
@@ -185,13 +191,13 @@ class Worker:
         assert self._sink is not None
         try:
             self._sink.commit(self._offsets, self._source.member(), self._stop)
-        except BackendError:
-            self._tell_committed(False)
+        except BackendError as error:
+            self._tell_committed("fenced" if isinstance(error, FencedError) else "aborted")
             raise
         self._offsets = {}
         self._uncommitted = 0
         self._patience.heard()
-        self._tell_committed(True)
+        self._tell_committed("committed")
 
     def close(self) -> None:
         """Commit, leave the group, close the clients."""
@@ -257,7 +263,11 @@ class Worker:
         learners = [player.learner for player in self._players.values()]
         for observer in self._observers:
             observer.lag(lag)
-            observer.contexts(sum(map(len, learners)), sum(x.state_bytes for x in learners))
+            observer.contexts(
+                sum(map(len, learners)),
+                sum(learner.parameter_bytes for learner in learners),
+                sum(learner.buffer_bytes for learner in learners),
+            )
 
     def _on_rebalance(self, change: Rebalance) -> None:
         """Called from within poll and close, while the loop waits."""
@@ -287,7 +297,6 @@ class Worker:
         """Forget the open transaction and the partitions; close the clients."""
         self._offsets = {}
         self._uncommitted = 0
-        self._lost = False
         sink, source, self._sink, self._source = self._sink, self._source, None, None
         for client in (sink, source):
             if client is None:
@@ -297,6 +306,7 @@ class Worker:
             except BackendError as error:
                 log.warning("close_failed", error=str(error))
         self._players = {}
+        self._lost = False  # closing a broken source tells its partitions as lost
         self._limit = self._new_limit()
 
     def _wait(self, stop: threading.Event, seconds: float) -> None:
@@ -314,7 +324,7 @@ class Worker:
         for observer in self._observers:
             observer.state(name)
 
-    def _tell_committed(self, ok: bool) -> None:
+    def _tell_committed(self, result: TransactionResult) -> None:
         now_s = time.time()
         for observer in self._observers:
-            observer.committed(ok, now_s)
+            observer.committed(result, now_s)

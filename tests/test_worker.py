@@ -147,6 +147,26 @@ def test_a_few_bad_records_early_on_do_not_stop_the_worker() -> None:
     assert predicted(broker) == exactly_once(200)
 
 
+def test_one_fault_of_the_broker_costs_one_connection() -> None:
+    settings = wire.config()
+    broker = MemoryBroker.of(settings)
+    broker.append(wire.stream(40))
+    stop = threading.Event()
+    connector = wire.Connector(broker, settings)
+    worker = PatientWorker(broker, settings, stop, connector)
+    faults = iter([BackendError("once")])
+
+    def fail_once(name: str) -> None:
+        if name == "commit" and (fault := next(faults, None)):
+            raise fault
+
+    broker.step = fail_once
+    worker.run(stop)
+
+    assert connector.connections == 2
+    assert predicted(broker) == exactly_once(40)
+
+
 class Crash(BaseException):
     """The end of a process: nothing of the worker's runs after it."""
 
@@ -177,8 +197,15 @@ def test_a_broker_that_fails_anywhere_loses_and_repeats_nothing(seed: int) -> No
 class PatientWorker(Worker):
     """Runs until all is committed, without waiting out its back-offs."""
 
-    def __init__(self, broker: MemoryBroker, settings: Config, stop: threading.Event) -> None:
-        super().__init__(settings, wire.initialization(settings), wire.Connector(broker, settings))
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        settings: Config,
+        stop: threading.Event,
+        connector: wire.Connector | None = None,
+    ) -> None:
+        connect = connector or wire.Connector(broker, settings)
+        super().__init__(settings, wire.initialization(settings), connect)
         self._broker = broker
         self._stop = stop
 

@@ -32,6 +32,10 @@ from streammaml.events import (
 Format = Literal["json", "msgpack"]
 Encode = Callable[[Any], bytes]
 
+CONTEXT_BYTES = 1024
+KEY_BYTES = 16_384
+"""A dead letter goes without a longer key: key and headers must fit beside the largest value."""
+
 _TYPES = {
     FeatureType.NUMBER: float | None,
     FeatureType.BOOLEAN: bool | None,
@@ -60,9 +64,10 @@ class EventDecoder:
         value = record.value
         if value is None:
             raise RejectedError(Reason.DECODE, "no value: a tombstone is not an event")
-        if len(value) > self._max_bytes:
+        size = len(value) + len(record.key or b"")
+        if size > self._max_bytes:
             raise RejectedError(
-                Reason.OVERSIZE, f"{len(value)} bytes; worker.max_record_bytes is {self._max_bytes}"
+                Reason.OVERSIZE, f"{size} bytes; worker.max_record_bytes is {self._max_bytes}"
             )
         try:
             event = self._decode(value)
@@ -70,11 +75,25 @@ class EventDecoder:
             raise RejectedError(Reason.SCHEMA, str(error)) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RejectedError(Reason.DECODE, f"not {self._form}: {error}") from error
-        if event.context is None and record.key is not None:
-            event.context = record.key.decode(errors="replace")
-        elif type(event.context) is not str and event.context is not None:
-            event.context = str(event.context)
+        event.context = _context(event.context, record.key)
         return event
+
+
+def _context(given: str | int | None, key: bytes | None) -> str | None:
+    """The event's context as text, or the record key; short, since outputs repeat it."""
+    if given is None and key is not None:
+        if len(key) > CONTEXT_BYTES:
+            raise RejectedError(Reason.CONTEXT, f"the key has more than {CONTEXT_BYTES} bytes")
+        try:
+            return key.decode()
+        except UnicodeDecodeError as error:
+            raise RejectedError(Reason.CONTEXT, f"the key is not UTF-8: {error}") from error
+    if given is None or (type(given) is str and len(given) <= CONTEXT_BYTES // 4):
+        return given
+    context = str(given)
+    if len(context.encode(errors="replace")) > CONTEXT_BYTES:
+        raise RejectedError(Reason.CONTEXT, f"the context has more than {CONTEXT_BYTES} bytes")
+    return context
 
 
 def event_type(features: Sequence[Feature]) -> type[Event]:
@@ -182,6 +201,8 @@ class OutputEncoder:
         self, decisions: Decisions, classes: Sequence[Label], names: Sequence[str]
     ) -> list[tuple[Any, ...]]:
         """Of an open list, the classes that existed before the event: others have no share."""
+        if not classes:
+            return [(None, {})] * len(decisions.predictions)
         shares = decisions.predictions[:, : len(classes)].astype(np.float64)
         rows = shares.round(6).tolist()
         if self._open and not shares.all():
@@ -262,9 +283,12 @@ class OutputEncoder:
             ("message", message.encode(errors="replace")[:1000]),
         ]
         value = b"" if reason is Reason.OVERSIZE else record.value
-        if value is None and record.key is None:
+        key = record.key
+        if key is not None and len(key) > KEY_BYTES:
+            key = None
+        if value is None and key is None:
             value = b""  # Kafka takes no record without both
-        return Message(self._topics.dead_letters, record.key, value, headers)
+        return Message(self._topics.dead_letters, key, value, headers)
 
 
 def _with_share(names: Sequence[str], share: Floats, row: list[float]) -> dict[str, float]:

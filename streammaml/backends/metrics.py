@@ -39,6 +39,9 @@ def _version(package: str) -> str:
         return ""
 
 
+CLOCK_SKEW_S = 3600.0
+
+
 class Metrics:
     """The worker's numbers, in a registry of their own. Times are seconds since 1970."""
 
@@ -78,9 +81,13 @@ class Metrics:
             self.evicted("capacity", decisions.evicted)
 
     def event_times(self, times_s: Floats, now_s: float) -> None:
-        """Take in the event times [B] of what was learnt; NaN where an event has none."""
+        """Take in the event times [B] of what was learnt; NaN where an event has none.
+
+        A time far in the future is a producer's mistake and no newest event.
+        """
         self._all.histograms["event_age_seconds"].observe_many(np.maximum(now_s - times_s, 0.0))
-        newest_s = float(np.fmax.reduce(times_s, initial=self._newest_s))
+        known = times_s[times_s <= now_s + CLOCK_SKEW_S]
+        newest_s = float(known.max(initial=self._newest_s))
         if newest_s > self._newest_s:
             self._newest_s = newest_s
             self._all.set("last_event_timestamp_seconds", to=newest_s)
@@ -123,15 +130,13 @@ class Metrics:
                 to=records[partition],
             )
 
-    def committed(self, ok: bool, now_s: float) -> None:
-        """Count a transaction with its offsets, which is committed or aborted as one."""
+    def committed(self, result: str, now_s: float) -> None:
+        """Count a transaction with its offsets: ``committed``, ``aborted`` or ``fenced``."""
+        ok = result == "committed"
         self._all.add("offset_commits_total", "ok" if ok else "failed")
-        self._all.add("transactions_total", "committed" if ok else "aborted")
+        self._all.add("transactions_total", result)
         if ok:
             self._all.set("last_commit_timestamp_seconds", to=now_s)
-
-    def fenced(self) -> None:
-        self._all.add("transactions_total", "fenced")
 
     def contexts(self, memory: int, disk: int = 0) -> None:
         self._all.set("contexts", "memory", to=memory)

@@ -66,6 +66,9 @@ def build(config: DetectorConfig, task: Task) -> Detector:
             f"learner.detector.name: {config.name} watches right and wrong; "
             "a regression needs one of the loss, such as PageHinkley or ADWIN"
         )
+    for name, value in parameters_of(config, task).items():
+        if config.name == "PageHinkley" and isinstance(value, str) and name != "mode":
+            raise ConfigError(f"learner.detector.parameters.{name}: {value!r} is not a number")
     try:
         return kind(**parameters_of(config, task))
     except (TypeError, ValueError) as error:

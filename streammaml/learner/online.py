@@ -47,10 +47,11 @@ class Learner:
         self._regression = config.label.task is Task.REGRESSION
         self._spec = spec_of(config)
         check_fits(initialization, self._spec)
+        prototype = detectors.build(learner.detector, config.label.task)
+        self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
         self._meta = meta_of(initialization)
-        self._policy = policy_of(config)
         self._limit = learner.max_contexts
         self._rows: dict[Context, int] = {}
         self._names: list[Context] = []  # by row
@@ -65,7 +66,6 @@ class Learner:
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
         self._bundle = self._new_bundle()
-        prototype = detectors.build(learner.detector, config.label.task)
         compiled = detectors.is_compiled(learner.detector, config.label.task)
         self._prototype = None if compiled else prototype
         self._detectors: dict[int, detectors.Detector] = {}
@@ -81,9 +81,14 @@ class Learner:
         return self._schema.width
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes of the arrays that hold the contexts, room for new ones included."""
-        return sum(array.nbytes for array in self._contexts)
+    def parameter_bytes(self) -> int:
+        """Bytes of the contexts' weights, room for new contexts included."""
+        return self._contexts.fast.nbytes + self._contexts.baseline.nbytes
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of all else that is kept for the contexts: support sets, scalers, detectors."""
+        return sum(array.nbytes for array in self._contexts) - self.parameter_bytes
 
     @property
     def version(self) -> int:

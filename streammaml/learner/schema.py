@@ -18,6 +18,9 @@ from streammaml.config import NUMBER_LIMIT, Feature, FeatureType, LabelConfig, c
 from streammaml.errors import InitializationError, RejectedError
 from streammaml.events import Batch, Event, Float32s, Floats, Label, Reason, Task
 
+LABEL_LENGTH = 256
+"""Of a class that an open list may learn: every prediction repeats it."""
+
 
 class Rejected(NamedTuple):
     place: int
@@ -77,6 +80,10 @@ class Labels:
                 Reason.LABEL,
                 f"label {name!r:.80} would be class {len(self.classes) + 1}; "
                 f"label.max_classes is {self._config.slots}",
+            )
+        if len(name) > LABEL_LENGTH:
+            raise RejectedError(
+                Reason.LABEL, f"label {name!r:.80}… has more than {LABEL_LENGTH} characters"
             )
         self.classes.append(label)
         self._slots[name] = len(self._slots)

@@ -179,6 +179,27 @@ def test_an_open_class_is_named_once_it_was_seen() -> None:
     assert [set(p["probabilities"]) for p in predictions] == [set(), {"red"}, {"red", "blue"}]
 
 
+def test_an_open_list_without_any_class_yet_predicts_none() -> None:
+    settings = wire.config(label={"classes": []})
+
+    predictions, _ = played(settings, [wire.event(i, label=None) for i in range(3)])
+
+    assert [p["probabilities"] for p in predictions] == [{}, {}, {}]
+    assert all("class" not in p for p in predictions)
+
+
+def test_a_context_that_outputs_could_not_repeat_is_rejected() -> None:
+    assert decode(b'{"context": "' + b"x" * 900 + b'"}').context == "x" * 900
+    for value, key in [
+        (b'{"features": {}, "context": "\xc3\xa9' + b"\xc3\xa9" * 520 + b'"}', None),
+        (b'{"features": {}}', b"k" * 1025),
+        (b'{"features": {}}', b"\xff\xfe"),
+    ]:
+        with pytest.raises(RejectedError) as caught:
+            EventDecoder(CONFIG.features, "json", 10_000)(record(value, key))
+        assert caught.value.reason is Reason.CONTEXT
+
+
 def test_an_adaptation_says_when_and_why() -> None:
     _, (warmup, *_) = played(wire.config(), [wire.event(i) for i in range(3)])
 
@@ -215,6 +236,14 @@ def test_an_oversize_record_travels_by_reference() -> None:
 
     assert letter.value == b""
     assert dict(letter.headers)["offset"] == b"7"
+
+
+def test_a_dead_letter_goes_without_a_key_too_long_to_fit() -> None:
+    letter = OutputEncoder(CONFIG).dead_letter(
+        PARTITION, record(b"{", key=b"k" * 20_000), Reason.DECODE, "not json"
+    )
+
+    assert (letter.key, letter.value) == (None, b"{")
 
 
 def test_probabilities_of_classes_not_seen_yet_are_absent() -> None:

@@ -207,9 +207,9 @@ def test_the_rest_is_counted_as_told() -> None:
     metrics.consumed(12)
     metrics.rejected(Reason.LABEL, 2)
     metrics.rejected(Reason.DECODE, dead_lettered=False)
-    metrics.committed(True, NOW_S)
-    metrics.committed(False, NOW_S + 1)
-    metrics.fenced()
+    metrics.committed("committed", NOW_S)
+    metrics.committed("aborted", NOW_S + 1)
+    metrics.committed("fenced", NOW_S + 1)
     metrics.contexts(memory=3, disk=4)
     metrics.evicted("ttl", 2)
     metrics.state_bytes("parameters", 1024)
@@ -222,7 +222,7 @@ def test_the_rest_is_counted_as_told() -> None:
     assert value(metrics, "events_rejected_total", reason="decode") == 1
     assert value(metrics, "events_deadlettered_total", reason="decode") == 0
     assert value(metrics, "offset_commits_total", result="ok") == 1
-    assert value(metrics, "offset_commits_total", result="failed") == 1
+    assert value(metrics, "offset_commits_total", result="failed") == 2
     assert value(metrics, "last_commit_timestamp_seconds") == NOW_S
     assert value(metrics, "transactions_total", result="aborted") == 1
     assert value(metrics, "transactions_total", result="fenced") == 1

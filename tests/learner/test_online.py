@@ -196,7 +196,7 @@ def test_growth_keeps_the_state_of_every_context() -> None:
         assert_same_bits(row_of(learner, name), row)
     firsts = [rest.contexts.index(name) for name in set(rest.contexts)]
     np.testing.assert_array_equal(decisions["loss"][firsts], decisions["loss_init"][firsts])
-    assert learner.state_bytes > len(learner) * config.learner.support_size * 2 * 4
+    assert learner.buffer_bytes > len(learner) * config.learner.support_size * 2 * 4
 
 
 def events_of(names: str) -> Stream:

@@ -18,6 +18,8 @@ from streammaml.backends.kafka.library import errors, kafka
 from streammaml.config import Config
 from streammaml.errors import BackendError, ConfigError
 
+_UNKNOWN_TOPIC = 3
+
 
 class TopicReport(NamedTuple):
     topic: str
@@ -52,6 +54,10 @@ class TopicAdmin:
     def partitions(self, names: Iterable[str]) -> dict[str, int]:
         """Partition count of each topic that exists."""
         found = ask(self._client.describe_topics, list(names))
+        for topic in found:
+            if topic["error_code"] not in (0, _UNKNOWN_TOPIC):
+                why = errors.for_code(topic["error_code"]).__name__
+                raise BackendError(f"topic {topic['name']}: {why}")
         return {t["name"]: len(t["partitions"]) for t in found if t["error_code"] == 0}
 
     def require(self, names: Iterable[str]) -> None:

@@ -25,8 +25,19 @@ def _digest() -> str:
 
 
 SETTINGS = vars(config)
-CACHE = Path(SETTINGS["CACHE_DIR"] or Path.home() / ".cache" / "streammaml" / "kernels")
-FOLDER = CACHE / _digest()
+
+
+def _cache() -> Path:
+    """NUMBA_CACHE_DIR, or a folder of the user's; a place that cannot be for who has no home."""
+    if SETTINGS["CACHE_DIR"]:
+        return Path(SETTINGS["CACHE_DIR"])
+    try:
+        return Path.home() / ".cache" / "streammaml" / "kernels"
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
+FOLDER = _cache() / _digest()
 
 
 def jit(function: F) -> F:
