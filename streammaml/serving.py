@@ -31,6 +31,7 @@ def serve(config: Config, stop: threading.Event) -> None:
         if not is_cached():
             log.info("compiling_kernels", note="once, about half a minute")
         warm_up(config, initialization)
+        watch.metrics.init_loaded("loaded")
         watch.metrics.init_version(initialization.version)
         worker = Worker(config, initialization, kafka_clients(config), [watch])
         watch.follow(worker)

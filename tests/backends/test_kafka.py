@@ -13,6 +13,7 @@ import kafka  # type: ignore[import-untyped]  # kafka-python has no types
 import pytest
 
 from streammaml.backends.kafka import KafkaFeed, KafkaSink, KafkaSource, TopicAdmin, client_settings
+from streammaml.backends.kafka.source import STALLED_CHECKS
 from streammaml.backends.ports import Message, Partition
 from streammaml.config import Config
 from streammaml.errors import BackendError, ConfigError, FencedError, UnavailableError
@@ -195,6 +196,24 @@ def test_a_broker_that_dies_in_a_transaction_leaves_nothing_twice(own_broker: Br
 
     found = sorted(int(r.value or b"") for r in world.visible(topics.predictions))
     assert found == list(range(60))
+
+
+@pytest.mark.kafka
+def test_a_client_that_fetches_nothing_though_records_wait_is_noticed(kafka_servers: str) -> None:
+    world = KafkaWorld(unique_config(kafka_servers, partitions=1))
+    topic = world.config.topics.events
+    with Reader(world, "a") as reader:
+        drive(reader, until=lambda: bool(reader.assigned), what="an assignment")
+        assert isinstance(reader.source, KafkaSource)
+        reader.source._consumer.pause(kafka.TopicPartition(topic, 0))
+        for _ in range(STALLED_CHECKS):
+            reader.source.check()
+        world.produce(numbered(topic, 5))
+        for _ in range(STALLED_CHECKS - 1):
+            reader.source.check()
+
+        with pytest.raises(BackendError, match=f"5 records wait at 0 of {topic}-0"):
+            reader.source.check()
 
 
 @pytest.mark.kafka

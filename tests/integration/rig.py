@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kafka  # type: ignore[import-untyped]  # kafka-python has no types
+
 from streammaml.backends.kafka import KafkaFeed, TopicAdmin
 from streammaml.backends.ports import Message
 from streammaml.config_file import to_toml
@@ -112,6 +114,15 @@ class Rig(Job):
     def create_topics(self) -> None:
         with TopicAdmin(self.config) as admin:
             assert {report.outcome for report in admin.ensure()} == {"created"}
+
+    def limit_predictions_to(self, size: str) -> None:
+        """Let the broker refuse predictions of more bytes."""
+        admin = kafka.KafkaAdminClient(bootstrap_servers=self.servers)
+        topic = kafka.admin.ConfigResource(
+            "topic", self.topic("predictions"), {"max.message.bytes": size}
+        )
+        admin.alter_configs([topic])
+        admin.close()
 
     def produce(self, messages: Sequence[Message]) -> None:
         """Send to the events topic, whatever topic the messages name."""

@@ -145,7 +145,7 @@ class KafkaSink:
         while True:
             try:
                 self._producer.flush(deadline.slice_s())
-            except errors.KafkaTimeoutError:
+            except (errors.KafkaTimeoutError, errors.UnknownError):  # the latter of a split batch
                 if deadline.left_s() <= 0:
                     raise
             else:

@@ -34,6 +34,8 @@ from streammaml.errors import BackendError, UnavailableError
 log = structlog.get_logger(__name__)
 
 CHECK_TIMEOUT_S = 5.0
+STALLED_CHECKS = 4
+"""A client that has not moved over so many checks, with records waiting, is stuck."""
 _POLL_SLICE_S = 0.1  # a partition assigned within a poll must not wait for the end of the poll
 _ENDS_TIMEOUT_MS = 4000
 _COMMITTED_SLICE_MS = 1000  # committed() waits for open transactions: others go on meanwhile
@@ -61,6 +63,7 @@ class KafkaSource:
         self._on_rebalance = on_rebalance
         self._next: dict[Partition, int] = {}
         self._fresh: dict[Partition, float] = {}  # assigned, without a position: since when
+        self._waiting: dict[tuple[Partition, int], int] = {}  # position: checks that found it
         self._fault: BaseException | None = None
         with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
             admin.require([self._topic])
@@ -98,8 +101,20 @@ class KafkaSource:
 
     def check(self) -> None:
         """The client rides out an outage in silence: ask for something it cannot know."""
-        first = kafka.TopicPartition(self._topic, 0)
-        ask(self._consumer.end_offsets, [first], timeout_ms=CHECK_TIMEOUT_S * 1000)
+        own = [native(p) for p in self._next]
+        asked = own or [kafka.TopicPartition(self._topic, 0)]
+        ends = ask(self._consumer.end_offsets, asked, timeout_ms=CHECK_TIMEOUT_S * 1000)
+        before, self._waiting = self._waiting, {}
+        for tp in own:
+            at = ask(self._consumer.position, tp, timeout_ms=0)
+            if at is not None and at < ends[tp]:
+                checks = before.get((ours(tp), at), 0) + 1
+                if checks >= STALLED_CHECKS:
+                    raise BackendError(
+                        f"{ends[tp] - at} records wait at {at} of {tp.topic}-{tp.partition}, "
+                        "and the client fetches none"
+                    )
+                self._waiting[ours(tp), at] = checks
 
     def close(self) -> None:
         """Leave within a bounded time. After a fault the partitions are told as lost."""
