@@ -112,7 +112,9 @@ def run(
 
     configure_logging()
     with stop_on_signals() as stop, last_words():
-        serve(effective, stop)
+        finished = serve(effective, stop)
+    if not finished:
+        os._exit(0)  # an orderly end would wait for the compiler, and nothing is open
 
 
 @app.command()

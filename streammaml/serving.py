@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import structlog
@@ -18,11 +19,16 @@ from streammaml.learner.kernels.compiler import is_cached
 from streammaml.observers import watched
 from streammaml.worker import Connect, Worker
 
+STOP_POLL_S = 0.2
+
 log = structlog.get_logger(__name__)
 
 
-def serve(config: Config, stop: threading.Event) -> None:
-    """Run the worker until ``stop``, with metrics, health and page beside it."""
+def serve(config: Config, stop: threading.Event) -> bool:
+    """Run the worker until ``stop``, with metrics, health and page beside it.
+
+    False if stopped while the kernels compile: that goes on in a thread nobody can interrupt.
+    """
     initialization = load_initialization(config)
     watch, server = watched(config)
     with server:
@@ -30,13 +36,35 @@ def serve(config: Config, stop: threading.Event) -> None:
         watch.state("starting")
         if not is_cached():
             log.info("compiling_kernels", note="once, about half a minute")
-        warm_up(config, initialization)
+        if not _warm_up(config, initialization, stop):
+            return False
         watch.metrics.init_loaded("loaded")
         watch.metrics.init_version(initialization.version)
         worker = Worker(config, initialization, kafka_clients(config), [watch])
         watch.follow(worker)
         worker.run(stop)
     log.info("stopped")
+    return True
+
+
+def _warm_up(config: Config, initialization: Initialization, stop: threading.Event) -> bool:
+    """Compile beside this thread, so that a stop need not wait for it; False if it came first."""
+    compiled: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            warm_up(config, initialization)
+            compiled.set_result(None)
+        except BaseException as error:  # told to the thread that waits
+            compiled.set_exception(error)
+
+    # A pool's threads would be waited for at the end of the process, this one is not.
+    threading.Thread(target=work, name="compile", daemon=True).start()
+    while not wait([compiled], timeout=STOP_POLL_S).done:
+        if stop.is_set():
+            return False
+    compiled.result()
+    return True
 
 
 def kafka_clients(config: Config) -> Connect:

@@ -89,6 +89,18 @@ def test_a_stop_while_starting_ends_soon_and_well(kafka_servers: str, make_rig: 
     worker.stop()
 
 
+def test_a_stop_while_compiling_ends_soon_and_well(
+    kafka_servers: str, make_rig: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cold"))
+    rig = make_rig(kafka_servers)
+    rig.create_topics()
+    worker = rig.run()
+    worker.says("compiling_kernels")
+
+    worker.stop()
+
+
 def test_a_broker_that_comes_in_time_is_used_and_may_hang_for_a_while(
     own_broker: Broker, make_rig: MakeRig
 ) -> None:
