@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -38,6 +39,7 @@ def serve(config: Config, stop: threading.Event) -> bool:
             log.info("compiling_kernels", note="once, about half a minute")
         if not _warm_up(config, initialization, stop):
             return False
+        gc.freeze()  # what was imported stays: no collection need look at it again
         watch.metrics.init_loaded("loaded")
         watch.metrics.init_version(initialization.version)
         worker = Worker(config, initialization, kafka_clients(config), [watch])

@@ -48,6 +48,7 @@ class Labels:
         self._open = config.task is Task.CLASSIFICATION and not config.classes
         self.classes: list[Label] = list(config.classes or known)
         self._slots = {canonical(label): i for i, label in enumerate(self.classes)}
+        self._exact: dict[str | int, int] = {}  # found before, as JSON wrote them
 
     @property
     def names(self) -> list[str]:
@@ -67,11 +68,17 @@ class Labels:
         """Class slot, or the value. A new class of an open list gets the next slot."""
         if self._config.task is Task.REGRESSION:
             return _value(label)
+        if type(label) is str or type(label) is int:  # most are, and need no other text
+            slot = self._exact.get(label)
+            if slot is not None:
+                return slot
         if isinstance(label, float) and not math.isfinite(label):
             raise RejectedError(Reason.NONFINITE, f"label {label} is not finite")
         name = canonical(label)
         slot = self._slots.get(name)
         if slot is not None:
+            if type(label) is str or type(label) is int:
+                self._exact[label] = slot
             return slot
         if not self._open:
             raise RejectedError(Reason.LABEL, f"label {name!r:.80} is not in label.classes")

@@ -14,6 +14,7 @@ after round; the ratio is the median of the rounds' ratios. Needs Kafka as the t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import secrets
@@ -315,6 +316,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    gc.freeze()  # neither side pays for looking at the other's imports
     with servers_of_a_broker() as servers:
         rounds = kafka_rounds(servers, given.events, given.rounds)
     values = values_of(hyper(CONTEXTS, 60, 1))

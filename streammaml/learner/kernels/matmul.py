@@ -20,7 +20,7 @@ from numba.core.types import Type
 from numba.extending import intrinsic
 
 from streammaml.events import Float32s
-from streammaml.learner.kernels.compiler import SETTINGS, jit
+from streammaml.learner.kernels.compiler import SETTINGS, inline
 
 LANES = 16
 FLOAT = ir.FloatType()
@@ -101,7 +101,7 @@ tile_4x16 = _tile(4, 1)
 tile_1x16 = _tile(1, 1)
 
 
-@jit
+@inline
 def add_tiles(a: Float32s, w: Float32s, o: Float32s, rows: int, m: int, n: int) -> None:
     """``add_product`` for the first n − n % 16 columns."""
     whole = rows - rows % 4
@@ -120,7 +120,7 @@ def add_tiles(a: Float32s, w: Float32s, o: Float32s, rows: int, m: int, n: int) 
         column += 16
 
 
-@jit
+@inline
 def add_product(
     a: Float32s, w: Float32s, o: Float32s, rows: int, m: int, n: int, pad: Float32s
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streammaml.events import Float32s, Floats
-from streammaml.learner.kernels.compiler import jit
+from streammaml.learner.kernels.compiler import inline, jit
 from streammaml.learner.kernels.matmul import add_product
 from streammaml.learner.state import Scratch
 
@@ -20,7 +20,7 @@ ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
 
 
-@jit
+@inline
 def affine(
     x: Float32s,
     weight: Float32s,
