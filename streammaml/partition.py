@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from streammaml.backends.codec import EventDecoder, OutputEncoder
 from streammaml.backends.ports import Message, Partition, Record
 from streammaml.config import Config
-from streammaml.errors import RejectedError
 from streammaml.events import Batch, Decisions, Event
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
@@ -81,8 +80,9 @@ class PartitionPlayer:
 
     def play(self, records: Sequence[Record]) -> Played:
         """Carry records through; stops at the one that exceeds the rejection limit."""
-        events, places, rejected = self._decode_all(records)
+        events, places, undecoded = self._decode.many(records)
         collated = self.learner.collate(events)
+        rejected = [Rejected(place, error.reason, str(error)) for place, error in undecoded]
         rejected += [r._replace(place=places[r.place]) for r in collated.rejected]
         rejected.sort()
         end = self._check_limit(rejected, len(records))
@@ -110,22 +110,6 @@ class PartitionPlayer:
             messages=self._messages(records, kept, own, batch, decisions, rejected),
             limit_exceeded=end < len(records) or self._exceeded,
         )
-
-    def _decode_all(
-        self, records: Sequence[Record]
-    ) -> tuple[list[Event], list[int], list[Rejected]]:
-        events: list[Event] = []
-        places: list[int] = []
-        rejected: list[Rejected] = []
-        decode = self._decode
-        for place, record in enumerate(records):
-            try:
-                events.append(decode(record))
-            except RejectedError as error:
-                rejected.append(Rejected(place, error.reason, str(error)))
-            else:
-                places.append(place)
-        return events, places, rejected
 
     def _check_limit(self, rejected: Sequence[Rejected], records: int) -> int:
         """Count good and bad records in their order; return how many may be played."""

@@ -253,3 +253,45 @@ def test_probabilities_of_classes_not_seen_yet_are_absent() -> None:
 
     assert predictions[1]["probabilities"] == {"a": 1.0}
     assert np.isclose(sum(predictions[1]["probabilities"].values()), 1)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    wire.event(0),
+                    b'{"features": {}}',
+                    b'{"features": {}, "context": 5, "label": 1}',
+                    b'{"features": {}, "context": "' + b"x" * 1100 + b'"}',
+                    b"{",
+                    b'{"features": 3}',
+                    b"x" * 3000,
+                    None,
+                ]
+            ),
+            st.sampled_from([None, b"key", b"\xff", b"k" * 1500]),
+        ),
+        max_size=6,
+    )
+)
+def test_many_records_at_once_are_decoded_as_each_by_itself(
+    pairs: list[tuple[bytes | None, bytes | None]],
+) -> None:
+    decoder = EventDecoder(wire.config().features, "json", 2000)
+    records = [record(value, key, offset) for offset, (value, key) in enumerate(pairs)]
+
+    events, places, rejected = decoder.many(records)
+
+    alone: list[Event | Reason] = []
+    for one in records:
+        try:
+            alone.append(decoder(one))
+        except RejectedError as error:
+            alone.append(error.reason)
+    together: list[Event | Reason | None] = [None] * len(records)
+    for place, event in zip(places, events, strict=True):
+        together[place] = event
+    for place, refused in rejected:
+        together[place] = refused.reason
+    assert together == alone
