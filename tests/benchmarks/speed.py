@@ -161,8 +161,7 @@ def run_consumer(config: Config, events: int) -> float:
             seen = 0
             while seen < events:
                 for records in source.poll(0.1).values():
-                    for record in records:
-                        decode(record)
+                    decode.many(records)
                     seen += len(records)
 
         return cpu_us(work, events)
@@ -178,8 +177,7 @@ def run_client(config: Config, events: int) -> float:
 
     def messages(records: Sequence[Any]) -> list[Message]:
         out = []
-        for record in records:
-            event = decode(record)
+        for record, event in zip(records, decode.many(records)[0], strict=True):
             context = str(event.context)
             name = f"{topic}-0-{record.offset}"
             value = Prediction(name, event.id, context, topic, 0, record.offset, 0, 1, shares)
@@ -221,7 +219,7 @@ def run_learner(
 
     def work() -> None:
         for first in range(0, len(records), size):
-            events = [decode(record) for record in records[first : first + size]]
+            events = decode.many(records[first : first + size])[0]
             learner.step(learner.collate(events).batch)
 
     return cpu_us(work, len(values))
