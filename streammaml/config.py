@@ -174,6 +174,7 @@ class KafkaConfig(_Part):
     ssl_keyfile: str = ""
     start: Literal["earliest", "latest"] = "earliest"
     on_gap: Literal["stop", "accept"] = "stop"
+    on_partition_change: Literal["stop", "accept"] = "stop"
     session_timeout_ms: int = Field(default=45_000, ge=1000)
     max_poll_interval_ms: int = Field(default=300_000, ge=1000)
     transaction_timeout_ms: int = Field(default=15_000, ge=1000)
@@ -197,6 +198,7 @@ class TopicsConfig(_Part):
 
 class WorkerConfig(_Part):
     format: Literal["json", "msgpack"] = "json"
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     commit_interval_ms: int = Field(default=500, ge=1)
     commit_events: int = Field(default=10_000, ge=1)
     max_poll_records: int = Field(default=2_000, ge=1)
@@ -204,6 +206,7 @@ class WorkerConfig(_Part):
     rejected_window: int = Field(default=1_000, ge=1)
     rejected_minimum: int = Field(default=100, ge=1)
     rejected_share: float = Field(default=0.5, gt=0, le=1)
+    watchdog_s: float = Field(default=120.0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -213,6 +216,22 @@ class WorkerConfig(_Part):
                 f"{self.rejected_window}: the worker would never stop on bad records"
             )
         return self
+
+
+class StateConfig(_Part):
+    """Where the contexts' state lives, and when a partition's is written to ``topics.state``.
+
+    A barrier is due when any of its three limits is reached; 0 means at every commit.
+    """
+
+    enabled: bool = True
+    directory: str = ""
+    barrier_interval_s: float = Field(default=30.0, ge=0)
+    barrier_events: int = Field(default=50_000, ge=0)
+    barrier_mb: float = Field(default=64.0, ge=0)
+    ttl_s: float = Field(default=0.0, ge=0)
+    clock_horizon_s: float = Field(default=3600.0, ge=0)
+    min_free_mb: float = Field(default=256.0, ge=0)
 
 
 class WebConfig(_Part):
@@ -227,6 +246,7 @@ class Config(_Part):
     kafka: KafkaConfig = KafkaConfig()
     topics: TopicsConfig = TopicsConfig()
     worker: WorkerConfig = WorkerConfig()
+    state: StateConfig = StateConfig()
     web: WebConfig = WebConfig()
 
     @field_validator("features")

@@ -7,9 +7,13 @@
     * :exc:`RejectedError`           the producer: the record goes to the dead-letter topic
     * :exc:`TooManyRejectedError`    the operator: the topic is not what the schema says (exit 1)
     * :exc:`GapError`                the operator: the broker lost the next offset (exit 1)
+    * :exc:`IncompatibleError`       the operator: stored state of another model (exit 78)
     * :exc:`BackendError`            nobody yet: the worker rebuilds its clients with back-off
         * :exc:`FencedError`         the operator: a second process has the same instance (exit 1)
         * :exc:`UnavailableError`    the operator, once the limit has passed (exit 69)
+        * :exc:`StoreError`          the operator, once the limit has passed (exit 74)
+        * :exc:`DamagedError`        nobody: the local store is moved aside and rebuilt
+        * :exc:`UnreadableError`     nobody: after some tries the offset is passed over
 """
 
 from __future__ import annotations
@@ -60,6 +64,12 @@ class GapError(StreamMAMLError):
     """The broker no longer holds the offset at which this group goes on."""
 
 
+class IncompatibleError(StreamMAMLError):
+    """The stored state was written for another model."""
+
+    exit_code = 78
+
+
 class BackendError(StreamMAMLError):
     """The broker did not answer as it should; trying again may help."""
 
@@ -72,3 +82,25 @@ class UnavailableError(BackendError):
     """The broker cannot be reached."""
 
     exit_code = 69
+
+
+class StoreError(BackendError):
+    """The local store cannot be read or written."""
+
+    exit_code = 74
+
+
+class DamagedError(BackendError):
+    """Stored bytes are not what was written."""
+
+    exit_code = 74
+
+
+class UnreadableError(BackendError):
+    """The client cannot decode what the broker holds at an offset."""
+
+    def __init__(self, message: str, topic: str, partition: int, offset: int) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset

@@ -18,7 +18,7 @@ import streammaml
 PACKAGE = Path(streammaml.__file__).parent
 
 LAYERS = [
-    {"events", "errors", "initialization"},
+    {"events", "errors", "initialization", "sealed"},
     {"config"},
     {"learner", "meta"},
     {"backends"},
@@ -32,7 +32,7 @@ LAYERS = [
 STRANGERS = [("learner", "meta"), ("meta", "learner")]
 """Neighbours that meet in ``initialization`` only."""
 
-PURE = ["learner", "meta", "events", "errors", "config", "initialization"]
+PURE = ["learner", "meta", "events", "errors", "config", "initialization", "sealed"]
 FORBIDDEN = {
     *("kafka", "prometheus_client", "logging", "structlog", "time", "datetime", "random"),
     *("os", "threading", "asyncio", "socket", "sqlite3", "http", "urllib", "subprocess", "signal"),

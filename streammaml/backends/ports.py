@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from streammaml.config import KafkaConfig
-from streammaml.errors import GapError
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -42,12 +40,13 @@ class Record(Protocol):
 
 
 class Message(NamedTuple):
-    """One message to send; the partition follows from the key."""
+    """One message to send; the partition follows from the key unless it is given."""
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    partition: int | None = None
 
 
 Offsets = Mapping[Partition, int]
@@ -66,17 +65,58 @@ class Member(Protocol):
     """The source's place in its group, which a transaction carries so that the broker can fence."""
 
 
+class Standing(NamedTuple):
+    """What the broker says of a partition at its assignment."""
+
+    committed: int | None
+    """The group's offset, as read_committed sees it; None where it has none."""
+    beginning: int
+    """First offset still held."""
+    end: int
+    topic_id: str
+    """Another one when the topic was deleted and made again."""
+    partitions: int
+    """How many the topic has."""
+
+
 class Source(Protocol):
     """A consumer in a group."""
 
     def poll(self, timeout_s: float) -> Mapping[Partition, Sequence[Record]]:
         """Return what is ready after at most ``timeout_s``, in offset order for each partition.
 
-        Every partition starts at its group's committed offset, as read_committed sees it.
         ``on_rebalance`` is called from within, before any record of a new partition is returned
         and before a revoked partition can be read by another member; perhaps on another thread
-        while this one waits. It may use the sink, not the source (save ``member``).
+        while this one waits. It may use the sink, not the source (save ``member`` and, for an
+        assigned partition, ``standing``). An assigned partition gives nothing until ``start``.
+        UnreadableError where the client cannot decode what the broker gave.
         """
+        ...
+
+    def standing(self, partition: Partition) -> Standing:
+        """What was found when the partition was assigned."""
+        ...
+
+    def start(self, partition: Partition, offset: int) -> None:
+        """Let an assigned partition flow from ``offset`` on."""
+        ...
+
+    def position(self, partition: Partition) -> int:
+        """Next offset to be returned; it has passed the markers of transactions."""
+        ...
+
+    def pause(self) -> None:
+        """Return nothing from any partition, assigned now or later, until ``resume``."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def partitions(self) -> int:
+        """How many partitions the topic has now, from what the client knows without asking."""
+        ...
+
+    def next_readable(self, partition: Partition, offset: int) -> int:
+        """The first offset after ``offset``, which is unreadable, that can be read again."""
         ...
 
     def member(self) -> Member: ...
@@ -102,16 +142,28 @@ OnRebalance = Callable[[Rebalance], None]
 
 
 class Sink(Protocol):
-    """A producer whose messages become visible, with the offsets they stand for, at ``commit``."""
+    """A producer whose messages become visible, with the offsets they stand for, at ``commit``.
+
+    With ``delivery = "at_least_once"`` messages are visible once sent, and a commit makes sure of
+    all that was sent, then of the barrier, then of the offsets.
+    """
 
     def send(self, messages: Sequence[Message]) -> None:
         """Add messages to the open transaction; the first ones open it."""
         ...
 
-    def commit(self, offsets: Offsets, member: Member, stop: threading.Event | None = None) -> None:
-        """Make messages and offsets visible, both or neither. FencedError if superseded.
+    def commit(
+        self,
+        offsets: Offsets,
+        member: Member,
+        barrier: Sequence[Message] = (),
+        stop: threading.Event | None = None,
+    ) -> Mapping[Partition, int]:
+        """Make messages, barrier and offsets visible, all or none. FencedError if superseded.
 
-        Once ``stop`` is set it waits for some seconds more at most.
+        ``barrier`` messages name their partition; returned is, for each partition they went to,
+        the offset after the last of them. Once ``stop`` is set it waits for some seconds more at
+        most.
         """
         ...
 
@@ -122,27 +174,44 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def first_offset(
-    partition: Partition, committed: int | None, held: tuple[int, int], config: KafkaConfig
-) -> int:
-    """Where a new owner of the partition starts reading.
+class StateReader(Protocol):
+    """Reads one partition of ``state`` up to the end it had when the reader was made."""
 
-    ``held`` is its first offset still there and its end. GapError where what follows
-    ``committed`` is gone, unless ``on_gap`` accepts that: then the first one still there.
-    """
-    beginning, end = held
-    if committed is None:
-        return beginning if config.start == "earliest" else end
-    if beginning <= committed <= end:
-        return committed
-    if config.on_gap == "accept":
-        return beginning
-    name = f"{partition.topic}-{partition.index}"
-    if committed < beginning:
-        lost = f"the broker holds {beginning} and later: {beginning - committed} records are lost"
-    else:
-        lost = f"it ends at {end}: it was made anew or cut"
-    raise GapError(
-        f"group {config.group!r} goes on at offset {committed} of {name}, but {lost}. "
-        f"To go on at {beginning}: --set kafka.on_gap=accept"
-    )
+    @property
+    def position(self) -> int:
+        """Next offset to be read."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The last stable offset, as read_committed sees it, when the reader was made."""
+        ...
+
+    def read(self, timeout_s: float) -> Sequence[Record]:
+        """Return what has come after at most ``timeout_s``; a None value deletes its key."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class StateLog(Protocol):
+    """The ``state`` topic."""
+
+    def topic_id(self) -> str: ...
+
+    def reader(self, index: int, start: int) -> StateReader:
+        """Read partition ``index`` from ``start``; done when ``position`` is ``end``.
+
+        A start beyond the end of the partition reads nothing: position and end are both its end.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Clients(NamedTuple):
+    """All that one life of the worker talks to; closed in the order sink, source, state."""
+
+    source: Source
+    sink: Sink
+    state: StateLog
