@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -66,6 +66,7 @@ class Tenure:
         self._barrier_offset = -1
         self._forced = True  # the first commit of a partition without a barrier has one
         self._sweep_after = b""
+        self._changes: dict[bytes, bytes | None] = {}
         self._store: Store | None = None
         self._reader: StateReader | None = None
         if state is not None:
@@ -162,15 +163,15 @@ class Tenure:
         assert self._player is not None
         learner = self._player.learner
         self._changes = dict(learner.snapshot())
-        self._sweep()
+        spilled = {k: v for k, v in self._store.spilled() if k not in self._changes}
+        self._sweep(spilled)
         self._changes[BARRIER_KEY] = write_barrier(
             self._config, self._next, learner.version, self.standing
         )
         topic, index = self._config.topics.state, self.partition.index
-        spilled = [(k, v) for k, v in self._store.spilled() if k not in self._changes]
         return [
             Message(topic, key, value, (), index)
-            for key, value in (*spilled, *self._changes.items())
+            for key, value in (*spilled.items(), *self._changes.items())
         ]
 
     def barrier_committed(self, position: int) -> None:
@@ -251,7 +252,7 @@ class Tenure:
             learner.swap(self._initialization)
             self._forced = True  # or a replay across this offset would not know of it
 
-    def _sweep(self) -> None:
+    def _sweep(self, spilled: Mapping[bytes, bytes | None]) -> None:
         """Remove what has outlived ``ttl_s``, a part of the store at each barrier."""
         assert self._store is not None
         assert self._player is not None
@@ -262,5 +263,6 @@ class Tenure:
         found = self._store.scan(b"c/", self._sweep_after, SWEEP_RECORDS)
         self._sweep_after = found[-1][0] if len(found) == SWEEP_RECORDS else b""
         for key, value in found:
-            if key not in self._changes and learner.is_expired(key, value):
+            newer = key in self._changes or key in spilled  # than what was scanned
+            if not newer and learner.is_expired(key, value):
                 self._changes.update(dict.fromkeys(learner.keys_of(key)))
