@@ -45,6 +45,8 @@ RESTORE_S = 0.1
 """One slice of a restoration, between two polls."""
 BUSY_S = 2.0
 """So long at most the records of one poll keep the worker from the next."""
+FIRST_SLICE = 64
+"""Records, while it is not known how long one takes."""
 UNREADABLE_TRIES = 3
 DISK_CHECK_S = 5.0
 IDLE_CHECK_S = 5.0
@@ -64,7 +66,10 @@ class Observer(Protocol):
 
     def state(self, name: str) -> None: ...
     def played(self, played: Played, now_s: float) -> None: ...
-    def rebalanced(self, change: Rebalance) -> None: ...
+    def rebalanced(self, change: Rebalance, left: int) -> None:
+        """``left`` contexts went out of memory with their partitions."""
+        ...
+
     def committed(self, result: TransactionResult, now_s: float) -> None: ...
     def barrier(self, result: TransactionResult, seconds: float, size: int) -> None: ...
     def lag(self, lag: dict[Partition, int]) -> None: ...
@@ -151,6 +156,11 @@ class Worker:
         return {partition: learner for partition, learner in found.items() if learner is not None}
 
     @property
+    def is_restoring(self) -> bool:
+        """Whether a partition's state is not there yet."""
+        return any(tenure.learner is None for tenure in self._tenures.values())
+
+    @property
     def owns_partitions(self) -> bool:
         """Whether it plays at least one partition. Safe to ask from another thread."""
         return bool(self.learners)
@@ -215,7 +225,8 @@ class Worker:
         self._beat()
         restoring = self._restore()
         self._hold(bool(self._pending) or self._disk_full)
-        polled = self._clients.source.poll(0.0 if restoring or self._pending else timeout_s)
+        busy = restoring or (self._pending and not self._disk_full)
+        polled = self._clients.source.poll(0.0 if busy else timeout_s)
         if self._lost:
             self._lost = False
             raise BackendError("the group moved on without this worker")
@@ -281,14 +292,15 @@ class Worker:
         self._drop()
 
     def _restore(self) -> bool:
-        """Carry one restoration on; say whether one was under way."""
-        for partition, tenure in self._tenures.items():
-            if tenure.learner is None:
-                start = tenure.restore(RESTORE_S)
-                if start is not None:
-                    self._start(partition, start)
-                return True
-        return False
+        """Carry restorations on for a while; say whether any was under way."""
+        waiting = [item for item in self._tenures.items() if item[1].learner is None]
+        deadline = time.monotonic() + RESTORE_S
+        for partition, tenure in waiting:
+            start = tenure.restore(max(0.0, deadline - time.monotonic()))
+            if start is None:
+                break
+            self._start(partition, start)
+        return bool(waiting)
 
     def _start(self, partition: Partition, offset: int) -> None:
         """Let a restored partition flow, past what was found unreadable."""
@@ -318,7 +330,7 @@ class Worker:
             partition, records = self._pending.popleft()
             now = time.monotonic()
             left_s = deadline - now
-            room = len(records) if self._pace_s == 0 else max(1, int(left_s / self._pace_s))
+            room = FIRST_SLICE if self._pace_s == 0 else max(1, int(left_s / self._pace_s))
             if room < len(records):
                 self._pending.appendleft((partition, records[room:]))
                 records = records[:room]
@@ -445,12 +457,14 @@ class Worker:
             self._lost = True
         elif change.revoked:
             self.commit(whole=change.revoked)
-        for partition in change.revoked | change.lost:
+        left = 0
+        gone = change.revoked | change.lost
+        for partition in gone:
             tenure = self._tenures.pop(partition, None)
             self._offsets.pop(partition, None)
             if tenure is not None:
+                left += len(tenure.learner or ())
                 tenure.close()
-        gone = change.revoked | change.lost
         self._pending = deque(item for item in self._pending if item[0] not in gone)
         for partition in sorted(change.assigned):
             self._tenures[partition] = self._new_tenure(partition)
@@ -461,7 +475,7 @@ class Worker:
             lost=sorted(p.index for p in change.lost),
         )
         for observer in self._observers:
-            observer.rebalanced(change)
+            observer.rebalanced(change, left)
         if change.assigned:
             self._tell_state("restoring")
 
@@ -482,6 +496,9 @@ class Worker:
         self._offsets = {}
         self._pending.clear()
         self._uncommitted = 0
+        tenures, self._tenures = self._tenures, {}
+        for tenure in tenures.values():
+            tenure.close()
         clients, self._clients = self._clients, None
         if clients is not None:
             for client in (clients.sink, clients.source, clients.state):
@@ -489,9 +506,6 @@ class Worker:
                     client.close()  # the sink aborts what is open
                 except BackendError as error:
                     log.warning("close_failed", error=str(error))
-        for tenure in self._tenures.values():
-            tenure.close()
-        self._tenures = {}
         self._paused = self._disk_full = False
         self._lost = False  # closing a broken source tells its partitions as lost
         self._limit = self._new_limit()
