@@ -209,7 +209,9 @@ class Tenure:
         if self._reader.end < self._store.position:  # an older log than ours: trust the log
             log.warning("store_ahead", path=str(path), position=self._store.position)
             self._reader.close()
-            self._store.clear()
+            self._store.condemn(f"it is ahead of {config.topics.state!r}")
+            self._store.close()
+            self._store = Store.open(path, topic_id)
             self._reader = state.reader(partition.index, 0)
 
     def _begin(self) -> None:
@@ -229,7 +231,7 @@ class Tenure:
         if store is not None and value is not None:
             self._barrier = read_barrier(config, value)
             check_model(config, self._barrier)
-            learner.restore(dict(store.scan(b"@", b"", 1000)))
+            learner.restore(store.own())
             self._forced = False
         self._plan = plan(self.partition, self.standing, self._barrier, config)
         if self._barrier is not None and self._plan.start != self._barrier.offset:

@@ -178,6 +178,10 @@ class Store:
                     self._check_absent(key for key in chunk if key not in found)
         return found
 
+    def own(self) -> dict[bytes, bytes]:
+        """The worker's own records, those with keys that begin with ``@``; at once."""
+        return self.take([key.encode("latin-1") for key in self._meta.own])
+
     def scan(self, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most ``limit`` records as of the barrier with keys beyond ``after``, in their order.
 
