@@ -18,6 +18,7 @@ from streammaml.backends.state import Store, store_path
 from streammaml.config import Config
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.learner.snapshot import DETECTOR, LIGHT, WEIGHTS, is_expired
 from streammaml.partition import PartitionPlayer, Played, RejectionLimit
 from streammaml.recovery import (
     BARRIER_KEY,
@@ -92,7 +93,7 @@ class Tenure:
 
     @property
     def stored_contexts(self) -> int:
-        return 0 if self._store is None else self._store.count(b"c/")
+        return 0 if self._store is None else self._store.count(LIGHT)
 
     @property
     def free_bytes(self) -> int | None:
@@ -262,9 +263,10 @@ class Tenure:
             return
         learner = self._player.learner
         self._changes.update(dict.fromkeys(learner.sweep()))
-        found = self._store.scan(b"c/", self._sweep_after, SWEEP_RECORDS)
+        found = self._store.scan(LIGHT, self._sweep_after, SWEEP_RECORDS)
         self._sweep_after = found[-1][0] if len(found) == SWEEP_RECORDS else b""
         for key, value in found:
             newer = key in self._changes or key in spilled  # than what was scanned
-            if not newer and learner.is_expired(key, value):
-                self._changes.update(dict.fromkeys(learner.keys_of(key)))
+            if not newer and is_expired(value, learner.clock_s, self._config.state.ttl_s):
+                kinds = (LIGHT, WEIGHTS, DETECTOR)
+                self._changes.update({kind + key.removeprefix(LIGHT): None for kind in kinds})

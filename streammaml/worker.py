@@ -314,7 +314,7 @@ class Worker:
             self._offsets[partition] = offset = next_offset
             del self._unreadable[partition]
         source.start(partition, offset)
-        self._tell_state("ready" if all(t.learner for t in self._tenures.values()) else "restoring")
+        self._tell_state("restoring" if self.is_restoring else "ready")
 
     def _hold(self, hold: bool) -> None:
         """Pause the partitions while there is enough to do: a poll then only keeps membership."""
@@ -372,7 +372,11 @@ class Worker:
         tries = tries + 1 if where == error.offset else 1
         self._unreadable[partition] = (error.offset, tries)
         log.warning(
-            "unreadable", partition=partition.index, offset=error.offset, tries=tries, why=str(error)
+            "unreadable",
+            partition=partition.index,
+            offset=error.offset,
+            tries=tries,
+            why=str(error),
         )
         try:
             self._play_pending(time.monotonic() + BUSY_S)
