@@ -131,6 +131,10 @@ class Tenure:
             self._next = played[-1].next_offset
         return played
 
+    def reach(self, offset: int) -> None:
+        """All records below ``offset`` are played; only holes are left before it."""
+        self._next = max(self._next, offset)
+
     def pass_over(self, offset: int, next_offset: int) -> list[Message]:
         """Go on at ``next_offset``, since nothing from ``offset`` on can be read: a dead letter.
 

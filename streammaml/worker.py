@@ -383,6 +383,10 @@ class Worker:
         )
         try:
             self._play_pending(time.monotonic() + BUSY_S)
+            tenure = self._tenures.get(partition)
+            if tenure is not None and all(waiting != partition for waiting, _ in self._pending):
+                tenure.reach(error.offset)
+                self._offsets[partition] = tenure.commit_offset
             self.commit(whole=[partition])
         except BackendError as failed:
             log.warning("commit_before_unreadable_failed", error=str(failed))

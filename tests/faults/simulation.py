@@ -45,7 +45,7 @@ from streammaml.recovery import BARRIER_KEY, read_barrier
 from streammaml.worker import Kept, TransactionResult, Worker
 
 NEVER = 1e9
-MAX_TURNS = 3000
+MAX_TURNS = 600
 """Of the last drain: beyond, the workers make no progress."""
 BAD = (b"{", b"", b'{"context": "x"', b'{"features": {"a": "warm"}, "context": "c-1"}')
 
