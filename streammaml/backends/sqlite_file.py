@@ -21,7 +21,7 @@ from streammaml.sealed import FINGERPRINT_BYTES, is_whole, seal, unseal
 FORMAT = 1
 APPLICATION_ID = 0x534D_0000 + FORMAT
 PAGE_BYTES = 8192
-CACHE_KIB = 16_384
+CACHE_KIB = 8_192
 BUSY_S = 5.0
 DAMAGED_KEPT = 3
 SCHEMA = (
@@ -87,8 +87,9 @@ def kind_of(key: bytes) -> str:
     return (OWN if key.startswith(OWN) else key[:2]).decode("latin-1")
 
 
-def checksum_of(sealed_tail: bytes) -> int:
-    return int.from_bytes(sealed_tail[-4:], "little")
+def checksum_of(sealed: bytes) -> int:
+    """Of a sealed value, or of its last four bytes."""
+    return int.from_bytes(sealed[-4:], "little")
 
 
 def sibling(path: Path, suffix: str) -> Path:
@@ -115,16 +116,18 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.text_factory = bytes  # damage can turn a blob into a text
     try:
         _configure(connection)
-    except sqlite3.Error:
+    except (sqlite3.Error, StoreError):
         connection.close()
         raise
     return connection
 
 
 def _configure(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != b"wal":
+        raise StoreError("SQLite cannot keep a log here: state.directory must be on a local disk")
     for pragma in (
-        f"page_size = {PAGE_BYTES}",
-        "journal_mode = WAL",
         "synchronous = NORMAL",
         "wal_autocheckpoint = 0",
         "journal_size_limit = 0",
@@ -188,7 +191,8 @@ def verify(path: Path, connection: sqlite3.Connection, stopped: threading.Event)
     cursor = connection.execute("SELECT key, value FROM records")
     while not stopped.is_set() and (rows := cursor.fetchmany(_CHUNK)):
         for key, value in rows:
-            check_value(path, key, value)
+            if not is_sound(key, value):
+                raise DamagedError(f"{path}: the value of {key!r:.80} is damaged")
             digest += checksum_of(value)
         count += len(rows)
     if not stopped.is_set() and (count, digest) != (sum(meta.counts.values()), meta.digest):
@@ -196,10 +200,9 @@ def verify(path: Path, connection: sqlite3.Connection, stopped: threading.Event)
     connection.execute("COMMIT")
 
 
-def check_value(path: Path, key: object, value: object) -> None:
-    """DamagedError unless both are bytes and the checksum is theirs."""
-    if not (isinstance(key, bytes) and isinstance(value, bytes) and is_whole(key, value)):
-        raise DamagedError(f"{path}: the value of {key!r:.80} is damaged")
+def is_sound(key: object, value: object) -> bool:
+    """Whether both are bytes, as damage may have changed, and the checksum is theirs."""
+    return isinstance(key, bytes) and isinstance(value, bytes) and is_whole(key, value)
 
 
 def set_aside(path: Path) -> None:

@@ -22,7 +22,7 @@ from copy import deepcopy
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 from streammaml.backends.scratch import Scratch
 from streammaml.backends.sqlite_file import (
@@ -31,12 +31,12 @@ from streammaml.backends.sqlite_file import (
     OtherTopicError,
     check_header,
     check_schema,
-    check_value,
     checksum_of,
     connect,
     create,
     explained,
     free_bytes,
+    is_sound,
     kind_of,
     remove,
     set_aside,
@@ -49,6 +49,8 @@ from streammaml.sealed import is_whole
 
 CHECKPOINT_BYTES = 32 << 20
 """A log of this size is written to the file after the transaction that reached it."""
+_VERIFYING = threading.Lock()  # one file at a time, or many would keep the worker from its work
+_TURN_S = 0.05
 _CHUNK = 256
 _T = TypeVar("_T")
 _TRANSACTIONS = 0x7FFF_FFFF  # what user_version can hold
@@ -105,7 +107,9 @@ class Store:
         """Use ``open``: this raises for a file that cannot be used, and leaves it there."""
         self.healed = ""
         self._path = path
+        self._mark = sibling(path, "-checkpoint")
         self._problem: BackendError | None = None
+        self._judging = threading.Lock()
         self._stopped = threading.Event()
         self._verifying: sqlite3.Connection | None = None
         self._verified = threading.Event()
@@ -236,9 +240,12 @@ class Store:
 
     def condemn(self, reason: str) -> None:
         """Let this and each later call raise DamagedError, and the next ``open`` start anew."""
-        self._problem = DamagedError(reason)
-        with suppress(OSError):  # on such a disk the next open fails anyway
-            sibling(self._path, "-condemned").write_text(reason, "utf-8")
+        with self._judging:
+            if isinstance(self._problem, DamagedError):
+                return
+            self._problem = DamagedError(reason)
+            with suppress(OSError):  # on such a disk the next open fails anyway
+                sibling(self._path, "-condemned").write_text(reason, "utf-8")
 
     def close(self) -> None:
         """Stop the verification and let go of the file. Not an error where the disk refuses."""
@@ -252,7 +259,7 @@ class Store:
             self._scratch.close()
         with suppress(sqlite3.Error, OSError):
             if self._problem is None:
-                self._checkpoint(self._meta.transaction)
+                self._checkpoint()
         with suppress(sqlite3.Error):
             self._connection.close()
 
@@ -267,7 +274,7 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             problem = explained(self._path, error)
             if isinstance(problem, DamagedError):
-                self.condemn(str(problem))
+                self._damaged(str(problem))
             raise problem from error
 
     def _raise_problem(self) -> None:
@@ -279,19 +286,19 @@ class Store:
         self._raise_problem()
 
     def _check_value(self, key: object, value: object) -> None:
-        try:
-            check_value(self._path, key, value)
-        except DamagedError as error:
-            self.condemn(str(error))
-            raise
+        if not is_sound(key, value):
+            self._damaged(f"{self._path}: the value of {key!r:.80} is damaged")
+
+    def _damaged(self, reason: str) -> NoReturn:
+        self.condemn(reason)
+        raise DamagedError(str(self._problem))
 
     def _check_absent(self, keys: Iterable[bytes]) -> None:
         for key in keys:
             if not key.startswith(OWN):
                 self._wait()
             elif key.decode("latin-1") in self._meta.own:
-                self.condemn(f"{self._path}: the record {key!r:.80} cannot be found")
-                self._raise_problem()
+                self._damaged(f"{self._path}: the record {key!r:.80} cannot be found")
 
     def _select(self, columns: str, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         """Rows of records by key; few different statements, so that SQLite knows them."""
@@ -324,7 +331,7 @@ class Store:
             raise
         self._meta = meta
         if sibling(self._path, "-wal").stat().st_size >= CHECKPOINT_BYTES:
-            self._checkpoint(meta.transaction)
+            self._checkpoint()
 
     def _write_chunk(self, latest: dict[bytes, bytes | None], meta: Meta) -> None:
         for key, value in latest.items():
@@ -335,6 +342,8 @@ class Store:
         for key, value in latest.items():
             kind = kind_of(key)
             if key in old:
+                if not isinstance(old[key], bytes):
+                    self._damaged(f"{self._path}: the value of {key!r:.80} is damaged")
                 meta.digest -= checksum_of(old[key])
                 meta.counts[kind] = meta.counts.get(kind, 0) - 1
                 own.discard(key.decode("latin-1"))
@@ -356,38 +365,44 @@ class Store:
         (transaction,) = self._connection.execute("PRAGMA user_version").fetchone()
         if transaction != meta.transaction or written > transaction:
             raise DamagedError(f"{self._path}: a part of its log is lost")
-        mark = sibling(self._path, "-checkpoint")
-        if mark.exists():
-            # A checkpoint was broken off: only with the whole log is the file worth anything.
-            needed = mark.read_text()
-            if self._checkpoint(transaction) == 0 or needed != str(transaction):
-                raise DamagedError(f"{self._path}: a part of its log is lost")
+        # A checkpoint was broken off: only with all of its log is the file worth anything.
+        if self._mark.exists() and (
+            transaction < int(self._mark.read_text() or 0) or not self._run_checkpoint()
+        ):
+            raise DamagedError(f"{self._path}: a part of its log is lost")
         if meta.topic_id != topic_id:
             raise OtherTopicError(f"{self._path}: it mirrors the topic {meta.topic_id!r:.80}")
         return meta
 
-    def _checkpoint(self, transaction: int) -> int:
-        """Write the log to the file, as far as the verification lets it; how long the log was."""
-        mark = sibling(self._path, "-checkpoint")
-        mark.write_text(str(transaction))
-        result = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        mark.unlink()
-        return int(result[1])
+    def _checkpoint(self) -> None:
+        """Write the log to the file, as far as the verification lets it."""
+        self._mark.write_text(str(self._meta.transaction))
+        self._run_checkpoint()
+
+    def _run_checkpoint(self) -> int:
+        """The mark of it stays until all is written; returns how long the log was."""
+        row = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        _, frames, written = row
+        if frames == written:
+            self._mark.unlink()
+        return int(frames)
 
     def _verify(self) -> None:
         try:
-            with closing(connect(self._path)) as connection:
-                self._verifying = connection
-                verify(self._path, connection, self._stopped)
-        except DamagedError as error:
-            self.condemn(str(error))
-        except (sqlite3.Error, OSError) as error:
-            problem = explained(self._path, error)
-            if self._stopped.is_set():
-                return
+            while not _VERIFYING.acquire(timeout=_TURN_S):
+                if self._stopped.is_set():
+                    return
+            try:
+                with closing(connect(self._path)) as connection:
+                    self._verifying = connection
+                    verify(self._path, connection, self._stopped)
+            finally:
+                _VERIFYING.release()
+        except (sqlite3.Error, OSError, BackendError) as error:
+            problem = error if isinstance(error, BackendError) else explained(self._path, error)
             if isinstance(problem, DamagedError):
                 self.condemn(str(problem))
-            else:
+            elif not self._stopped.is_set():
                 self._problem = problem
         finally:
             self._verified.set()
