@@ -6,6 +6,7 @@ for a disk that refuses.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -99,7 +100,9 @@ def sibling(path: Path, suffix: str) -> Path:
 def explained(path: Path, error: Exception) -> BackendError:
     """What an exception of SQLite or of the system means for the store at ``path``."""
     if isinstance(error, OSError):
-        return StoreError(f"{path}: {error.strerror or error}: {_CURE}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = _CURES[sqlite3.SQLITE_FULL] if full else _CURE
+        return StoreError(f"{path}: {error.strerror or error}: {cure}")
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     # What ends too early, or fails a checksum of the file system, is damaged.
     lost = (sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)

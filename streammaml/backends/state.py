@@ -366,10 +366,10 @@ class Store:
         if transaction != meta.transaction or written > transaction:
             raise DamagedError(f"{self._path}: a part of its log is lost")
         # A checkpoint was broken off: only with all of its log is the file worth anything.
-        if self._mark.exists() and (
-            transaction < int(self._mark.read_text() or 0) or not self._run_checkpoint()
-        ):
-            raise DamagedError(f"{self._path}: a part of its log is lost")
+        if self._mark.exists():
+            needed = self._mark.read_bytes() or b"0"
+            if not needed.isdigit() or transaction < int(needed) or not self._run_checkpoint():
+                raise DamagedError(f"{self._path}: a part of its log is lost")
         if meta.topic_id != topic_id:
             raise OtherTopicError(f"{self._path}: it mirrors the topic {meta.topic_id!r:.80}")
         return meta

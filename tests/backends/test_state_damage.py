@@ -17,7 +17,7 @@ from streammaml.errors import DamagedError
 from streammaml.sealed import seal
 
 TRIALS = 500
-CONTEXTS = 700
+CONTEXTS = 400
 TOPIC_ID = "mBg3kZ"
 OWNER = b"model-01"
 UNKNOWN = [b"c/unknown-%d" % i for i in range(20)]
