@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import resource
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -21,8 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from streammaml.backends import sqlite_file
-from streammaml.backends.state import Store, store_path
+from streammaml.backends.state import Store, sqlite_file, store_path
 from streammaml.errors import DamagedError, StoreError
 from streammaml.sealed import OVERHEAD_BYTES, seal
 
@@ -267,7 +265,7 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(
 ) -> None:
     store = Store.open(path, TOPIC_ID)
     store.apply([record(f"c/{i}", b"x" * 2_000) for i in range(100)], 100)
-    monkeypatch.setattr("streammaml.backends.state.CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr("streammaml.backends.state.store.CHECKPOINT_BYTES", 0)
 
     with files_end_at(100_000), pytest.raises(StoreError):
         store.apply([record("c/0", b"later")], 101)
@@ -337,12 +335,12 @@ def test_one_thread_goes_on_where_another_stopped(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from streammaml.backends import state
+from streammaml.backends.state import store as module
 from streammaml.sealed import seal
 
-state.CHECKPOINT_BYTES = 400_000
+module.CHECKPOINT_BYTES = 400_000
 path, topic_id = Path(sys.argv[1]), sys.argv[2]
-store = state.Store.open(path, topic_id)
+store = module.Store.open(path, topic_id)
 for turn in range(store.position + 1, 1 << 30):
     items = [(b"c/%d" % i, seal(b"c/%d" % i, b"model-01", b"%d" % turn * 300)) for i in range(400)]
     items.append((b"t/%d" % turn, seal(b"t/%d" % turn, b"model-01", b"")))
@@ -359,16 +357,13 @@ for turn in range(store.position + 1, 1 << 30):
 def test_kill_9_leaves_a_whole_state(path: Path) -> None:
     chosen = random.Random(9)
     for _ in range(6):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, path, TOPIC_ID], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        told = int(writer.stdout.readline())
-        time.sleep(chosen.random() * 0.3)
-        writer.send_signal(signal.SIGKILL)
-        told = max([told, *map(int, writer.stdout.read().splitlines()[:-1])])
-        writer.wait()
-        writer.stdout.close()
+        command = [sys.executable, "-c", WRITER, str(path), TOPIC_ID]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            told = int(writer.stdout.readline())
+            time.sleep(chosen.random() * 0.3)
+            writer.kill()
+            told = max([told, *map(int, writer.stdout.read().split("\n")[:-1])])
 
         store = Store.open(path, TOPIC_ID)
 

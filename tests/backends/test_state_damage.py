@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from streammaml.backends import state
-from streammaml.backends.sqlite_file import PAGE_BYTES
 from streammaml.backends.state import Store
+from streammaml.backends.state import store as state
+from streammaml.backends.state.sqlite_file import PAGE_BYTES
 from streammaml.errors import DamagedError
 from streammaml.sealed import seal
 

@@ -17,15 +17,15 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
 from typing import NoReturn, Self, TypeVar
 
-from streammaml.backends.scratch import Scratch
-from streammaml.backends.sqlite_file import (
+from streammaml.backends.state.scratch import Scratch
+from streammaml.backends.state.sqlite_file import (
     OWN,
     Meta,
     OtherTopicError,
@@ -42,15 +42,13 @@ from streammaml.backends.sqlite_file import (
     set_aside,
     sibling,
     sizes,
-    verify,
 )
+from streammaml.backends.state.verification import Verification
 from streammaml.errors import BackendError, DamagedError, StoreError
 from streammaml.sealed import is_whole
 
 CHECKPOINT_BYTES = 32 << 20
 """A log of this size is written to the file after the transaction that reached it."""
-_VERIFYING = threading.Lock()  # one file at a time, or many would keep the worker from its work
-_TURN_S = 0.05
 _CHUNK = 256
 _T = TypeVar("_T")
 _TRANSACTIONS = 0x7FFF_FFFF  # what user_version can hold
@@ -110,10 +108,7 @@ class Store:
         self._mark = sibling(path, "-checkpoint")
         self._problem: BackendError | None = None
         self._judging = threading.Lock()
-        self._stopped = threading.Event()
-        self._verifying: sqlite3.Connection | None = None
-        self._verified = threading.Event()
-        self._verifier = threading.Thread(target=self._verify, name=f"verify {path}", daemon=True)
+        self._verification: Verification | None = None
         found = path.exists()
         written = check_header(path) if found else 0
         try:
@@ -132,9 +127,7 @@ class Store:
             self._connection.close()
             raise
         if self._meta.counts:
-            self._verifier.start()
-        else:
-            self._verified.set()
+            self._verification = Verification(path, self._report)
 
     @property
     def position(self) -> int:
@@ -249,12 +242,8 @@ class Store:
 
     def close(self) -> None:
         """Stop the verification and let go of the file. Not an error where the disk refuses."""
-        self._stopped.set()
-        with suppress(sqlite3.Error):
-            if self._verifying is not None:
-                self._verifying.interrupt()
-        if self._verifier.ident is not None:
-            self._verifier.join()
+        if self._verification is not None:
+            self._verification.stop()
         with suppress(OSError):
             self._scratch.close()
         with suppress(sqlite3.Error, OSError):
@@ -282,12 +271,19 @@ class Store:
             raise type(self._problem)(str(self._problem))
 
     def _wait(self) -> None:
-        self._verified.wait()
+        if self._verification is not None:
+            self._verification.wait()
         self._raise_problem()
 
     def _check_value(self, key: object, value: object) -> None:
         if not is_sound(key, value):
             self._damaged(f"{self._path}: the value of {key!r:.80} is damaged")
+
+    def _report(self, problem: BackendError) -> None:
+        if isinstance(problem, DamagedError):
+            self.condemn(str(problem))
+        else:
+            self._problem = problem
 
     def _damaged(self, reason: str) -> NoReturn:
         self.condemn(reason)
@@ -361,7 +357,7 @@ class Store:
     def _checked_meta(self, topic_id: str, written: int) -> Meta:
         """What the file says of itself. DamagedError if it contradicts itself."""
         check_schema(self._path, self._connection)
-        meta = Meta.read(self._connection)
+        meta = Meta.read(self._path, self._connection)
         (transaction,) = self._connection.execute("PRAGMA user_version").fetchone()
         if transaction != meta.transaction or written > transaction:
             raise DamagedError(f"{self._path}: a part of its log is lost")
@@ -386,26 +382,6 @@ class Store:
         if frames == written:
             self._mark.unlink()
         return int(frames)
-
-    def _verify(self) -> None:
-        try:
-            while not _VERIFYING.acquire(timeout=_TURN_S):
-                if self._stopped.is_set():
-                    return
-            try:
-                with closing(connect(self._path)) as connection:
-                    self._verifying = connection
-                    verify(self._path, connection, self._stopped)
-            finally:
-                _VERIFYING.release()
-        except (sqlite3.Error, OSError, BackendError) as error:
-            problem = error if isinstance(error, BackendError) else explained(self._path, error)
-            if isinstance(problem, DamagedError):
-                self.condemn(str(problem))
-            elif not self._stopped.is_set():
-                self._problem = problem
-        finally:
-            self._verified.set()
 
 
 def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -12,7 +12,6 @@ import os
 import shutil
 import sqlite3
 import struct
-import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,7 +31,6 @@ SCHEMA = (
 OWN = b"@"
 """Keys with this prefix are the worker's own, and few."""
 
-_CHUNK = 256
 _HEADER_BYTES = 100
 _META_KEY = b"meta"
 _NOBODY = bytes(FINGERPRINT_BYTES)
@@ -71,15 +69,17 @@ class Meta:
         return seal(_META_KEY, _NOBODY, json.dumps(asdict(self)).encode())
 
     @classmethod
-    def read(cls, connection: sqlite3.Connection) -> Meta:
+    def read(cls, path: Path, connection: sqlite3.Connection) -> Meta:
         """DamagedError if it is not there or not whole."""
         rows = connection.execute("SELECT sealed FROM meta").fetchall()
         if len(rows) != 1 or not isinstance(rows[0][0], bytes):
-            raise DamagedError("its description is missing")
+            raise DamagedError(f"{path}: what it says of itself is missing")
         try:
             body = unseal(_META_KEY, _NOBODY, rows[0][0])
+        except DamagedError as error:
+            raise DamagedError(f"{path}: what it says of itself is damaged") from error
         except IncompatibleError as error:
-            raise DamagedError("it was made by another release") from error
+            raise DamagedError(f"{path}: it was made by another release") from error
         return cls(**json.loads(bytes(body)))
 
 
@@ -180,27 +180,6 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     found = [row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE sql > ''")]
     if found != [statement.encode() for statement in SCHEMA]:
         raise DamagedError(f"{path}: its tables are not a store's")
-
-
-def verify(path: Path, connection: sqlite3.Connection, stopped: threading.Event) -> None:
-    """Read the whole file. DamagedError unless every lookup in it must give what was written."""
-    connection.execute("BEGIN")
-    meta = Meta.read(connection)
-    # Structure, free pages, and that the index has each row: SQLite works without the GIL here.
-    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    if verdict != b"ok":
-        raise DamagedError(f"{path}: {verdict.decode(errors='replace')}")
-    count = digest = 0
-    cursor = connection.execute("SELECT key, value FROM records")
-    while not stopped.is_set() and (rows := cursor.fetchmany(_CHUNK)):
-        for key, value in rows:
-            if not is_sound(key, value):
-                raise DamagedError(f"{path}: the value of {key!r:.80} is damaged")
-            digest += checksum_of(value)
-        count += len(rows)
-    if not stopped.is_set() and (count, digest) != (sum(meta.counts.values()), meta.digest):
-        raise DamagedError(f"{path}: it does not hold the records that were written last")
-    connection.execute("COMMIT")
 
 
 def is_sound(key: object, value: object) -> bool:
