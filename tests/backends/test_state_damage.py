@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -80,6 +81,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory, history: History) -> dic
         store.close()
         found["closed"] = copy(path, folder / "closed")
         store = Store.open(path, TOPIC_ID)
+        store.take(UNKNOWN)  # from here on no other reader holds a checkpoint up
         change(store, history, 2, 0.1)
         change(store, history, 3, 0.1)
         found["killed before a checkpoint"] = copy(path, folder / "before")
@@ -131,8 +133,15 @@ def flip_within_a_page_head(data: bytearray, chosen: random.Random) -> None:
     data[at] ^= 1 << chosen.randrange(8)
 
 
+def flip_within_a_key(data: bytearray, chosen: random.Random) -> None:
+    """In the index, it hides a context."""
+    places = [found.start() for found in re.finditer(rb"c/\d", data)] or [0]
+    data[min(len(data) - 1, chosen.choice(places) + 2)] ^= 1 << chosen.randrange(8)
+
+
 DAMAGES: list[Callable[[bytearray, random.Random], None]] = [
-    *(flip, flip, flip_within_a_page_head, truncate, lose_pages, zero, scramble)
+    *(flip, flip, flip_within_a_page_head, flip_within_a_key),
+    *(truncate, lose_pages, zero, scramble),
 ]
 
 
@@ -220,4 +229,59 @@ def test_what_is_not_damaged_is_whole(
 
     assert store.healed == ""
     check(store, history, [b"c/%d" % i for i in range(CONTEXTS)] + UNKNOWN, 300)
+    store.close()
+
+
+@pytest.mark.parametrize("lost", ["nothing", "all", "contents", "head", "tail"])
+def test_a_broken_off_checkpoint_needs_all_of_its_log(tmp_path: Path, lost: str) -> None:
+    path = tmp_path / "living" / "0.db"
+    keys = [b"c/%d" % i for i in range(300)]
+    store = Store.open(path, TOPIC_ID)
+    store.apply([(key, sealed(key, 1, 500)) for key in keys], 1)
+    store.close()
+    store = Store.open(path, TOPIC_ID)
+    store.take(UNKNOWN)
+    later = {key: sealed(key, 2, 500) for key in keys}
+    store.apply(later.items(), 2)
+    killed = copy(path, tmp_path / "killed")
+    store.close()
+    # The pages are written in their order, and both files have as many.
+    new, old = path.read_bytes(), killed.read_bytes()
+    half = len(new) // PAGE_BYTES // 2 * PAGE_BYTES
+    with killed.open("r+b") as file:
+        file.write(new[:half] + old[half:])
+    killed.with_name("0.db-checkpoint").write_text("2")
+    log = killed.with_name("0.db-wal")
+    data = log.read_bytes()
+    harm = {"nothing": data, "head": b"?" + data[1:], "tail": data[:-1]}
+    log.write_bytes(harm.get(lost, b""))
+    if lost == "all":
+        log.unlink()
+
+    store = Store.open(killed, TOPIC_ID)
+
+    if lost == "nothing":
+        assert (store.healed, store.position, store.take(keys)) == ("", 2, later)
+    else:
+        assert (store.healed, store.position) == (f"{killed}: a part of its log is lost", 0)
+    store.close()
+
+
+@pytest.mark.parametrize("key", [b"c/123", b"@partition"])
+def test_a_key_that_damage_hides_is_not_taken_for_a_new_one(
+    templates: dict[str, Path], tmp_path: Path, key: bytes
+) -> None:
+    path = copy(templates["closed"], tmp_path / "store")
+    # In the table and in the index, not where the store lists its own keys.
+    places = [found.start() for found in re.finditer(b'(?<!")' + key, path.read_bytes())]
+    for place in places:
+        with path.open("r+b") as file:
+            file.seek(place + len(key) - 1)
+            file.write(b"~")
+
+    store = Store.open(path, TOPIC_ID)
+
+    assert places
+    with pytest.raises(DamagedError, match=re.escape(str(path))):
+        store.take([key])
     store.close()
