@@ -228,6 +228,14 @@ class Memory:
 
     # --- one context ---------------------------------------------------------------------------
 
+    def last_offset(self, context: Context) -> int:
+        row = self.rows.get(context)
+        if row is not None:
+            return int(self.contexts.ledger[row, 1]) if self.contexts.version[row] >= 0 else -1
+        key = key_of(LIGHT, context)
+        found = {} if self._shelf is None else self._shelf.take([key])
+        return int(self._form.unpack([key], [found[key]])["ledger"][0, 1]) if found else -1
+
     def find(self, context: Context) -> tuple[Records, Float32s, list[float]] | None:
         """The record [1], fast weights [1, P] and detector inputs of a context, if there is one."""
         row = self.rows.get(context)

@@ -272,6 +272,10 @@ class Learner:
             return []
         return self._memory.sweep(self.clock_s, self._policy.ttl_s)
 
+    def last_offset(self, context: Context) -> int:
+        """Offset of the last event that a context has learnt; -1 where it is not known."""
+        return self._memory.last_offset(context)
+
     def ledger(self, context: Context) -> tuple[int, int, int] | None:
         """Events applied, offset of the latest, rolling hash of a context; None: not known."""
         found = self._memory.find(context)

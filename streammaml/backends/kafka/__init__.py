@@ -8,15 +8,18 @@ name, and nothing else.
 
 from streammaml.backends.kafka.clients import client_settings
 from streammaml.backends.kafka.feed import KafkaFeed
-from streammaml.backends.kafka.sink import KafkaSink
+from streammaml.backends.kafka.sink import KafkaPlainSink, KafkaSink
 from streammaml.backends.kafka.source import KafkaSource
+from streammaml.backends.kafka.state_log import KafkaStateLog
 from streammaml.backends.kafka.topics import ClusterReport, TopicAdmin, TopicReport
 
 __all__ = [
     "ClusterReport",
     "KafkaFeed",
+    "KafkaPlainSink",
     "KafkaSink",
     "KafkaSource",
+    "KafkaStateLog",
     "TopicAdmin",
     "TopicReport",
     "client_settings",

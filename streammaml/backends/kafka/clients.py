@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +19,31 @@ CONNECT_TIMEOUT_S = 10.0
 WORKER_CONNECT_TIMEOUT_S = 5.0
 """The worker tries again, and from a stop to its end it has 10 s."""
 CLOSE_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 5.0
+"""What a commit may still take once the process is to end: it has 10 s in all."""
+_SLICE_S = 0.2  # how long a wait does not look at the stop
 _JOIN_TIMEOUT_S = 2.0
 OVERHEAD_BYTES = 65_536
 """What headers and framing may add to a record."""
+
+
+class Deadline:
+    """When a wait ends: after ``timeout_s``, or STOP_TIMEOUT_S after ``stop`` is set."""
+
+    def __init__(self, timeout_s: float, stop: threading.Event | None = None) -> None:
+        self._end = time.monotonic() + timeout_s
+        self._stop = stop
+
+    def left_s(self) -> float:
+        """Zero or less once it has passed."""
+        now = time.monotonic()
+        if self._stop is not None and self._stop.is_set():
+            self._end = min(self._end, now + STOP_TIMEOUT_S)
+            self._stop = None
+        return self._end - now
+
+    def slice_s(self) -> float:
+        return max(0.0, min(_SLICE_S, self.left_s()))
 
 
 def client_settings(config: KafkaConfig, connect_timeout_s: float) -> dict[str, Any]:
@@ -127,6 +151,18 @@ def close_producer(producer: Any, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         producer._sender.force_close()
         producer._sender.join(_JOIN_TIMEOUT_S)
         producer._closed = True  # its thread may yet wait for a connection, and then ends
+
+
+def refresh_metadata(consumer: Any, timeout_s: float) -> None:
+    """Ask the broker anew for the partitions and the id of the consumer's topics."""
+    manager = consumer._manager
+    ask(manager.run, manager.wait_for, consumer._cluster.request_update(), timeout_s * 1000)
+
+
+def topic_id(consumer: Any, topic: str) -> str:
+    """As the client knows it without asking; empty where the broker is too old to have any."""
+    found = consumer._cluster.topic_id(topic)
+    return str(found) if found is not None and found.int else ""
 
 
 def ours(tp: Any) -> Partition:

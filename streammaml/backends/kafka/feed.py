@@ -32,8 +32,8 @@ class KafkaFeed:
         self._sent: list[Any] = []
 
     def send(self, messages: Sequence[Message]) -> None:
-        for topic, key, value, headers in messages:
-            self._sent.append(ask(self._producer.send, topic, value, key, list(headers)))
+        for topic, key, value, headers, partition in messages:
+            self._sent.append(ask(self._producer.send, topic, value, key, list(headers), partition))
         if len(self._sent) >= _IN_FLIGHT:
             self.flush()
 

@@ -12,9 +12,24 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import kafka  # type: ignore[import-untyped]  # see above
     from kafka import errors
+    from kafka.consumer.fetcher import Fetcher  # type: ignore[import-untyped]
     from kafka.coordinator.assignors.cooperative_sticky import (  # type: ignore[import-untyped]
         CooperativeStickyAssignor,
     )
+    from kafka.future import Future  # type: ignore[import-untyped]
     from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+    from kafka.protocol.consumer import (  # type: ignore[import-untyped]
+        HeartbeatRequest,
+        OffsetCommitRequest,
+    )
 
-__all__ = ["CooperativeStickyAssignor", "KafkaNetClient", "errors", "kafka"]
+__all__ = [
+    "CooperativeStickyAssignor",
+    "Fetcher",
+    "Future",
+    "HeartbeatRequest",
+    "KafkaNetClient",
+    "OffsetCommitRequest",
+    "errors",
+    "kafka",
+]

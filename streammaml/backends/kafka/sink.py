@@ -1,10 +1,10 @@
-"""The transactional producer: outputs and input offsets in one transaction."""
+"""The producers: outputs, barriers and input offsets, in one transaction or in that order."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -12,6 +12,8 @@ import structlog
 from streammaml.backends.kafka.clients import (
     CLOSE_TIMEOUT_S,
     WORKER_CONNECT_TIMEOUT_S,
+    Deadline,
+    ask,
     close_producer,
     connect,
     native,
@@ -19,36 +21,61 @@ from streammaml.backends.kafka.clients import (
     translate,
 )
 from streammaml.backends.kafka.library import errors, kafka
+from streammaml.backends.kafka.member import KafkaMember
 from streammaml.backends.kafka.topics import TopicAdmin
-from streammaml.backends.ports import Member, Message, Offsets
+from streammaml.backends.ports import Member, Message, Offsets, Partition
 from streammaml.config import Config
 from streammaml.errors import BackendError, FencedError
 
 log = structlog.get_logger(__name__)
 
-STOP_TIMEOUT_S = 5.0
-"""What a commit may still take once the process is to end: it has 10 s in all."""
-_SLICE_S = 0.2  # how long a wait does not look at the stop
 _SUPERSEDED = (errors.InvalidProducerEpochError, errors.ProducerFencedError)
 
 
-class _Deadline:
-    """When a wait ends: after ``timeout_s``, or STOP_TIMEOUT_S after ``stop`` is set."""
+class _Outbox:
+    """A producer, and what became of all that was given to it."""
 
-    def __init__(self, timeout_s: float, stop: threading.Event | None = None) -> None:
-        self._end = time.monotonic() + timeout_s
-        self._stop = stop
+    def __init__(self, config: Config, settings: Mapping[str, Any]) -> None:
+        self.producer = connect(kafka.KafkaProducer, config.kafka, settings)
+        self._sent: list[Any] = []
+        self._last: dict[tuple[str, int], Any] = {}  # of each partition that was named
 
-    def left_s(self) -> float:
-        """Zero or less once it has passed."""
-        now = time.monotonic()
-        if self._stop is not None and self._stop.is_set():
-            self._end = min(self._end, now + STOP_TIMEOUT_S)
-            self._stop = None
-        return self._end - now
+    def learn_topics(self, names: Sequence[str]) -> None:
+        """Now, or the first send to each would wait for it."""
+        for name in names:
+            self.producer.partitions_for(name)
 
-    def slice_s(self) -> float:
-        return max(0.0, min(_SLICE_S, self.left_s()))
+    def send(self, messages: Sequence[Message]) -> None:
+        send, keep, last = self.producer.send, self._sent.append, self._last
+        for topic, key, value, headers, partition in messages:
+            future = send(topic, value, key, list(headers), partition)
+            keep(future)
+            if partition is not None:
+                last[topic, partition] = future
+
+    def flush(self, deadline: Deadline) -> None:
+        """The client's own limit is for each of its batches, and deaf to a stop."""
+        while True:
+            try:
+                self.producer.flush(deadline.slice_s())
+            except (errors.KafkaTimeoutError, errors.UnknownError):  # the latter of a split batch
+                if deadline.left_s() <= 0:
+                    raise
+            else:
+                break
+        sent, self._sent = self._sent, []
+        for future in sent:
+            if future.exception is not None:
+                raise future.exception
+
+    def placed(self) -> dict[Partition, int]:
+        """The offset after the last message of each partition that was named; then forget them."""
+        last, self._last = self._last, {}
+        return {Partition(*name): future.value.offset + 1 for name, future in last.items()}
+
+    def forget(self) -> None:
+        self._sent.clear()
+        self._last.clear()
 
 
 class KafkaSink:
@@ -63,25 +90,22 @@ class KafkaSink:
         self._timeout_s = config.kafka.transaction_timeout_ms / 1000
         self._opened: float | None = None
         self._broken = False
-        self._sent: list[Any] = []
-        names = [config.topics.predictions, config.topics.adaptations, config.topics.dead_letters]
-        with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
-            admin.require(names)
+        names = _require_topics(config, connect_timeout_s)
         settings = producer_settings(config, connect_timeout_s) | {
             "client_id": f"streammaml-{instance}",
             "transactional_id": f"{config.kafka.group}-{instance}",
             "transaction_timeout_ms": config.kafka.transaction_timeout_ms,
             "max_block_ms": 8000,  # for init_transactions, which no stop interrupts
         }
-        self._producer = connect(kafka.KafkaProducer, config.kafka, settings)
+        self._outbox = _Outbox(config, settings)
+        self._producer = self._outbox.producer
         self._manager = self._producer._transaction_manager
         # The client answers a superseded epoch by asking for a new one, and a commit under way
         # then reports success for what the broker has dropped (seen).
         self._manager._supports_epoch_bump = lambda: False
         try:
             self._ask(self._producer.init_transactions)
-            for name in names:  # now, or the first send to each would wait for it
-                self._ask(self._producer.partitions_for, name)
+            self._ask(self._outbox.learn_topics, names)
         except BaseException:
             self.close()
             raise
@@ -89,23 +113,31 @@ class KafkaSink:
     def send(self, messages: Sequence[Message]) -> None:
         if messages:
             self._begin()
-            self._ask(self._send, messages)
+            self._ask(self._outbox.send, messages)
 
-    def commit(self, offsets: Offsets, member: Member, stop: threading.Event | None = None) -> None:
-        if not offsets and self._opened is None:
-            return
-        if offsets and member.generation_id < 0:  # type: ignore[attr-defined]  # see the import
-            # The broker would take it for a client without a group and not fence it.
-            raise BackendError("this worker was evicted from its group: max_poll_interval_ms?")
-        deadline = _Deadline(self._timeout_s, stop)
+    def commit(
+        self,
+        offsets: Offsets,
+        member: Member,
+        barrier: Sequence[Message] = (),
+        stop: threading.Event | None = None,
+    ) -> Mapping[Partition, int]:
+        if not offsets and not barrier and self._opened is None:
+            return {}
+        assert isinstance(member, KafkaMember), "a Kafka sink commits for a Kafka source"
+        if offsets:
+            member.require_generation()
+        deadline = Deadline(self._timeout_s, stop)
         self._begin()
-        self._ask(self._flush, deadline)
-        self._ask(self._check_sent)
+        self._ask(self._outbox.send, barrier)
+        self._ask(self._outbox.flush, deadline)
         if offsets:
             found = {native(p): kafka.OffsetAndMetadata(o, "", -1) for p, o in offsets.items()}
-            self._wait(deadline, lambda: self._manager.send_offsets_to_transaction(found, member))
+            place = member.metadata
+            self._wait(deadline, lambda: self._manager.send_offsets_to_transaction(found, place))
         self._wait(deadline, self._manager.begin_commit)
         self._opened = None
+        return self._outbox.placed()
 
     def abort(self) -> None:
         self._abort(self._timeout_s)
@@ -120,8 +152,8 @@ class KafkaSink:
 
     def _abort(self, timeout_s: float) -> None:
         if self._opened is not None:
-            self._wait(_Deadline(timeout_s), self._manager.begin_abort)
-            self._sent.clear()
+            self._wait(Deadline(timeout_s), self._manager.begin_abort)
+            self._outbox.forget()
             self._opened = None
 
     def _begin(self) -> None:
@@ -129,29 +161,7 @@ class KafkaSink:
             self._opened = time.monotonic()
             self._ask(self._producer.begin_transaction)
 
-    def _send(self, messages: Sequence[Message]) -> None:
-        send, keep = self._producer.send, self._sent.append
-        for topic, key, value, headers in messages:
-            keep(send(topic, value, key, list(headers)))
-
-    def _check_sent(self) -> None:
-        sent, self._sent = self._sent, []
-        for future in sent:
-            if future.exception is not None:
-                raise future.exception
-
-    def _flush(self, deadline: _Deadline) -> None:
-        """The client's own limit is for each of its batches, and deaf to a stop."""
-        while True:
-            try:
-                self._producer.flush(deadline.slice_s())
-            except (errors.KafkaTimeoutError, errors.UnknownError):  # the latter of a split batch
-                if deadline.left_s() <= 0:
-                    raise
-            else:
-                return
-
-    def _wait(self, deadline: _Deadline, begin: Callable[[], Any]) -> None:
+    def _wait(self, deadline: Deadline, begin: Callable[[], Any]) -> None:
         """Do what the client's own call does, which waits for ever (KAFKA.md, trap 5)."""
         result = self._ask(begin)
         self._producer._sender.wakeup()
@@ -182,3 +192,80 @@ class KafkaSink:
                 return fenced
             return BackendError(f"a transaction was open for {age_s:.0f} s: the broker ended it")
         return translate(cause)
+
+
+class KafkaPlainSink:
+    """For ``delivery = "at_least_once"``: an idempotent producer without transactions.
+
+    A commit makes sure of all that was sent, asks the broker whether this member still belongs,
+    makes sure of the barrier, and commits the offsets as a member of the group; what fails on the
+    way leaves the offsets where they were. Only the offsets are fenced: what a worker sent before
+    it learnt of its eviction is there, and a barrier can follow that of its successor by as much
+    as it takes to send one. A commit takes at most ``transaction_timeout_ms``.
+    """
+
+    def __init__(
+        self, config: Config, instance: str, *, connect_timeout_s: float = WORKER_CONNECT_TIMEOUT_S
+    ) -> None:
+        self._timeout_s = config.kafka.transaction_timeout_ms / 1000
+        self._broken = False
+        names = _require_topics(config, connect_timeout_s)
+        settings = producer_settings(config, connect_timeout_s) | {
+            "client_id": f"streammaml-{instance}",
+            "enable_idempotence": True,
+        }
+        self._outbox = _Outbox(config, settings)
+        try:
+            self._ask(self._outbox.learn_topics, names)
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, messages: Sequence[Message]) -> None:
+        self._ask(self._outbox.send, messages)
+
+    def commit(
+        self,
+        offsets: Offsets,
+        member: Member,
+        barrier: Sequence[Message] = (),
+        stop: threading.Event | None = None,
+    ) -> Mapping[Partition, int]:
+        assert isinstance(member, KafkaMember), "a Kafka sink commits for a Kafka source"
+        if offsets or barrier:
+            member.require_generation()
+        deadline = Deadline(self._timeout_s, stop)
+        self._ask(self._outbox.flush, deadline)
+        if barrier:
+            self._ask(member.verify, deadline)
+            self._ask(self._outbox.send, barrier)
+            self._ask(self._outbox.flush, deadline)
+        if offsets:
+            self._ask(member.commit, offsets, deadline)
+        return self._outbox.placed()
+
+    def abort(self) -> None:
+        """What was sent stays; its next life sends it again."""
+        self._outbox.forget()
+
+    def close(self) -> None:
+        """Bounded in time; after a failure what has not gone out yet never will."""
+        ask(close_producer, self._outbox.producer, 0.0 if self._broken else CLOSE_TIMEOUT_S)
+
+    def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return ask(call, *args)
+        except BackendError:
+            self._broken = True
+            raise
+
+
+def _require_topics(config: Config, connect_timeout_s: float) -> list[str]:
+    """All that the worker writes to."""
+    topics = config.topics
+    names = [topics.predictions, topics.adaptations, topics.dead_letters]
+    if config.state.enabled:
+        names.append(topics.state)
+    with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
+        admin.require(names)
+    return names

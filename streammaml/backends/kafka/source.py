@@ -1,12 +1,11 @@
-"""The consumer: a static member of the group that starts where its group has committed."""
+"""The consumer: a static member of the group."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import structlog
 
 from streammaml.backends.kafka.clients import (
     CLOSE_TIMEOUT_S,
@@ -17,21 +16,23 @@ from streammaml.backends.kafka.clients import (
     connect,
     native,
     ours,
+    refresh_metadata,
+    topic_id,
 )
-from streammaml.backends.kafka.library import CooperativeStickyAssignor, kafka
+from streammaml.backends.kafka.library import CooperativeStickyAssignor, Future, kafka
+from streammaml.backends.kafka.member import KafkaMember
 from streammaml.backends.kafka.topics import TopicAdmin
+from streammaml.backends.kafka.unreadable import explain, next_readable
 from streammaml.backends.ports import (
     Member,
     OnRebalance,
     Partition,
     Rebalance,
     Record,
-    first_offset,
+    Standing,
 )
 from streammaml.config import Config
 from streammaml.errors import BackendError, UnavailableError
-
-log = structlog.get_logger(__name__)
 
 CHECK_TIMEOUT_S = 5.0
 STALLED_CHECKS = 4
@@ -45,9 +46,9 @@ class KafkaSource:
     """A static member of the group, which keeps its partitions for ``session_timeout_ms`` after
     it is gone, so that a restart moves nothing.
 
-    ``on_rebalance`` runs on the client's IO thread for what is revoked or lost, while ``poll`` or
-    ``close`` waits for it, and on the polling thread for what is assigned. What it raises is
-    raised by ``poll`` or ``close``.
+    ``on_rebalance`` runs on a thread of its own for what is revoked or lost, while ``poll`` or
+    ``close`` waits for it and heartbeats go on, and on the polling thread for what is assigned.
+    What it raises is raised by ``poll`` or ``close``.
     """
 
     def __init__(
@@ -58,23 +59,27 @@ class KafkaSource:
         *,
         connect_timeout_s: float = WORKER_CONNECT_TIMEOUT_S,
     ) -> None:
-        self._config = config.kafka
+        self._config = config
         self._topic = config.topics.events
         self._on_rebalance = on_rebalance
-        self._next: dict[Partition, int] = {}
-        self._fresh: dict[Partition, float] = {}  # assigned, without a position: since when
+        self._fresh: dict[Partition, float] = {}  # assigned, not yet told: since when
+        self._standing: dict[Partition, Standing] = {}  # told as assigned
+        self._started: set[Partition] = set()
+        self._ends: dict[Partition, int] = {}  # as last asked for
+        self._paused = False
         self._waiting: dict[tuple[Partition, int], int] = {}  # position: checks that found it
         self._fault: BaseException | None = None
         with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
             admin.require([self._topic])
         settings = _consumer_settings(config, instance, connect_timeout_s)
         self._consumer = connect(kafka.KafkaConsumer, config.kafka, settings)
-        self._consumer.subscribe([self._topic], listener=_Listener(self))
+        self._consumer.subscribe([self._topic], listener=_Listener(self, self._consumer))
         try:
-            ask(self._learn_topic, time.monotonic() + connect_timeout_s)
+            self._learn_topic(time.monotonic() + connect_timeout_s)
         except BackendError:
             self.close()
             raise
+        self._topic_id = topic_id(self._consumer, self._topic)
 
     def poll(self, timeout_s: float) -> Mapping[Partition, Sequence[Record]]:
         if self._fault is not None:
@@ -85,41 +90,72 @@ class KafkaSource:
             self._fault = error
             raise
 
+    def standing(self, partition: Partition) -> Standing:
+        return self._standing[partition]
+
+    def start(self, partition: Partition, offset: int) -> None:
+        assert partition in self._standing, f"{partition} is not assigned"
+        self._consumer.seek(native(partition), offset)
+        self._started.add(partition)
+        if not self._paused:
+            self._consumer.resume(native(partition))
+
+    def position(self, partition: Partition) -> int:
+        assert partition in self._started, f"{partition} was not started"
+        # The client's own: it has passed the markers of transactions, which we never see.
+        at: int = ask(self._consumer.position, native(partition), timeout_ms=0)
+        return at
+
+    def pause(self) -> None:
+        self._paused = True
+        self._consumer.pause(*map(native, self._started))
+
+    def resume(self) -> None:
+        self._paused = False
+        self._consumer.resume(*map(native, self._started))
+
+    def partitions(self) -> int:
+        """As of at most a minute ago."""
+        return len(self._consumer._cluster.partitions_for_topic(self._topic) or ())
+
+    def next_readable(self, partition: Partition, offset: int) -> int:
+        """Looked for by a client of its own, in seconds; also after ``poll`` has raised."""
+        return next_readable(self._config, partition, offset)
+
     def member(self) -> Member:
-        member: Member = self._consumer.group_metadata()
-        return member
+        return KafkaMember(self._consumer)
 
     def lag(self) -> Mapping[Partition, int]:
-        """Of each partition whose end a first fetch has told."""
-        ends = {p: self._consumer.highwater(native(p)) for p in self._next}
-        # The client's own position: it has passed the markers of transactions, which we never see.
-        return {
-            p: max(0, end - ask(self._consumer.position, native(p), timeout_ms=0))
-            for p, end in ends.items()
-            if end is not None
-        }
+        """Of each partition that was started."""
+        lag = {}
+        for p in self._started:
+            fetched = self._consumer.highwater(native(p)) or 0
+            lag[p] = max(0, fetched - self.position(p), self._ends[p] - self.position(p))
+        return lag
 
     def check(self) -> None:
         """The client rides out an outage in silence: ask for something it cannot know."""
-        own = [native(p) for p in self._next]
-        asked = own or [kafka.TopicPartition(self._topic, 0)]
-        ends = ask(self._consumer.end_offsets, asked, timeout_ms=CHECK_TIMEOUT_S * 1000)
+        asked = list(self._standing) or [Partition(self._topic, 0)]
+        found = ask(
+            self._consumer.end_offsets, list(map(native, asked)), timeout_ms=CHECK_TIMEOUT_S * 1000
+        )
+        self._ends.update({p: found[native(p)] for p in self._standing})
         before, self._waiting = self._waiting, {}
-        for tp in own:
-            at = ask(self._consumer.position, tp, timeout_ms=0)
-            if at is not None and at < ends[tp]:
-                checks = before.get((ours(tp), at), 0) + 1
+        for p in () if self._paused else self._started:
+            at = self.position(p)
+            if at < self._ends[p]:
+                checks = before.get((p, at), 0) + 1
                 if checks >= STALLED_CHECKS:
                     raise BackendError(
-                        f"{ends[tp] - at} records wait at {at} of {tp.topic}-{tp.partition}, "
+                        f"{self._ends[p] - at} records wait at {at} of {p.topic}-{p.index}, "
                         "and the client fetches none"
                     )
-                self._waiting[ours(tp), at] = checks
+                self._waiting[p, at] = checks
 
     def close(self) -> None:
         """Leave within a bounded time. After a fault the partitions are told as lost."""
         if self._fault is not None:
-            self.lose([native(p) for p in self._next])
+            self.tell(Rebalance(lost=self.forget(map(native, list(self._standing)))))
         before, self._fault = self._fault, None
         try:
             ask(self._consumer.close, autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1000)
@@ -132,38 +168,46 @@ class KafkaSource:
         """Wait for the partitions of the topic. A member that joins without knowing them gets
         none, and the client may notice only after ``metadata_max_age_ms`` (seen).
         """
-        cluster, manager = self._consumer._cluster, self._consumer._manager
-        while cluster.partitions_for_topic(self._topic) is None:
-            left_ms = max(0.0, deadline - time.monotonic()) * 1000
-            manager.run(manager.wait_for, cluster.request_update(), left_ms)
+        while self._consumer._cluster.partitions_for_topic(self._topic) is None:
+            refresh_metadata(self._consumer, max(0.0, deadline - time.monotonic()))
 
     def _poll(self, deadline: float) -> Mapping[Partition, Sequence[Record]]:
         while True:
             left = max(0.0, deadline - time.monotonic())
-            batches = ask(self._consumer.poll, min(left, _POLL_SLICE_S) * 1000)
+            try:
+                batches = self._consumer.poll(min(left, _POLL_SLICE_S) * 1000)
+            except Exception as error:
+                raise explain(error) from error
             if self._fault is not None:
                 raise self._fault
+            if topic_id(self._consumer, self._topic) not in ("", self._topic_id):
+                raise BackendError(f"topic {self._topic!r} was made anew")
             if self._fresh:
                 self._admit()
             if batches or left == 0:
-                found = {ours(tp): records for tp, records in batches.items()}
-                self._next.update({p: records[-1].offset + 1 for p, records in found.items()})
-                return found
+                self._keep_what_waits()
+                return {ours(tp): records for tp, records in batches.items()}
+
+    def _keep_what_waits(self) -> None:
+        """The client has an error for its next poll, but drops it if the partition is paused by
+        then, and then spins (seen): take it now, for our next poll.
+        """
+        waiting = self._consumer._fetcher._next_in_line_exception_metadata
+        if waiting is not None:
+            self._fault = explain(waiting.exception)
 
     def _admit(self) -> None:
-        """Give new partitions their positions and let them flow; or try again next time."""
-        starts = self._starts([native(p) for p in self._fresh])
-        if starts is None:
+        """Tell of new partitions once it is known how they stand; or try again next time."""
+        new = list(self._fresh)
+        standing = self._look([native(p) for p in new])
+        if standing is None:
             return
-        for tp, offset in starts.items():
-            self._consumer.seek(tp, offset)
-            self._consumer.resume(tp)
-        new = {ours(tp): offset for tp, offset in starts.items()}
         self._fresh.clear()
-        self._next.update(new)
+        self._standing.update(standing)
+        self._ends.update({p: s.end for p, s in standing.items()})
         self._on_rebalance(Rebalance(assigned=frozenset(new)))
 
-    def _starts(self, new: list[Any]) -> dict[Any, int] | None:
+    def _look(self, new: list[Any]) -> dict[Partition, Standing] | None:
         consumer = self._consumer
         try:
             committed = {
@@ -171,18 +215,17 @@ class KafkaSource:
             }
         except UnavailableError:  # most likely someone's transaction is still open
             waited_ms = (time.monotonic() - min(self._fresh.values())) * 1000
-            if waited_ms > 2 * self._config.transaction_timeout_ms + 10_000:
+            if waited_ms > 2 * self._config.kafka.transaction_timeout_ms + 10_000:
                 raise
             return None
         firsts = ask(consumer.beginning_offsets, new, timeout_ms=_ENDS_TIMEOUT_MS)
         ends = ask(consumer.end_offsets, new, timeout_ms=_ENDS_TIMEOUT_MS)
-        starts = {}
-        for tp in new:
-            held = (firsts[tp], ends[tp])
-            starts[tp] = first_offset(ours(tp), committed[tp], held, self._config)
-            if committed[tp] not in (None, starts[tp]):
-                log.warning("gap_accepted", **tp._asdict(), committed=committed[tp], held=held)
-        return starts
+        refresh_metadata(consumer, _ENDS_TIMEOUT_MS / 1000)
+        count = self.partitions()
+        return {
+            ours(tp): Standing(committed[tp], firsts[tp], ends[tp], self._topic_id, count)
+            for tp in new
+        }
 
     def admit_later(self, partitions: Iterable[Any]) -> None:
         # Paused at a made-up position: the client would otherwise look for one by itself.
@@ -191,39 +234,54 @@ class KafkaSource:
             self._consumer.seek(tp, 0)
             self._fresh[ours(tp)] = time.monotonic()
 
-    def revoke(self, partitions: Iterable[Any]) -> None:
-        self._tell(Rebalance(revoked=self._forget(partitions)))
-
-    def lose(self, partitions: Iterable[Any]) -> None:
-        self._tell(Rebalance(lost=self._forget(partitions)))
-
-    def _forget(self, partitions: Iterable[Any]) -> frozenset[Partition]:
+    def forget(self, partitions: Iterable[Any]) -> frozenset[Partition]:
+        """Return those that were told as assigned."""
         gone = [ours(tp) for tp in partitions]
         for p in gone:
             self._fresh.pop(p, None)
-        return frozenset(p for p in gone if self._next.pop(p, None) is not None)
+            self._started.discard(p)
+        return frozenset(p for p in gone if self._standing.pop(p, None) is not None)
 
-    def _tell(self, change: Rebalance) -> None:
+    def tell(self, change: Rebalance) -> None:
         if change == Rebalance():
             return
         try:
             self._on_rebalance(change)
-        except BaseException as error:  # carried from the IO thread to the caller of poll
+        except BaseException as error:  # carried to the caller of poll
             self._fault = self._fault or error
 
 
-class _Listener(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # see the import
-    def __init__(self, source: KafkaSource) -> None:
-        self._source = source
+class _Listener(kafka.AsyncConsumerRebalanceListener):  # type: ignore[misc]  # see the import
+    """Its methods run on the client's IO thread, where nothing may wait: neither the producer's
+    commit, which would stop the heartbeats, nor the consumer's, which raises there.
+    """
 
-    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+    def __init__(self, source: KafkaSource, consumer: Any) -> None:
+        self._source = source
+        self._net = consumer._manager._net
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         self._source.admit_later(assigned)
 
-    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        self._source.revoke(revoked)
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        await self._tell_aside(Rebalance(revoked=self._source.forget(revoked)))
 
-    def on_partitions_lost(self, lost: Iterable[Any]) -> None:
-        self._source.lose(lost)
+    async def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        await self._tell_aside(Rebalance(lost=self._source.forget(lost)))
+
+    async def _tell_aside(self, change: Rebalance) -> None:
+        told = Future()
+
+        def tell() -> None:
+            try:
+                self._source.tell(change)
+            finally:
+                self._net.call_soon_threadsafe(lambda: told.success(None))
+
+        thread = threading.Thread(target=tell, name="streammaml-rebalance")
+        thread.start()
+        await told
+        thread.join()
 
 
 def _consumer_settings(config: Config, instance: str, connect_timeout_s: float) -> dict[str, Any]:

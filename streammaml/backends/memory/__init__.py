@@ -7,7 +7,15 @@ name fences the older one. The conformance suite runs on both.
 """
 
 from streammaml.backends.memory.broker import MemoryBroker
-from streammaml.backends.memory.clients import MemorySink, MemorySource
+from streammaml.backends.memory.clients import MemoryPlainSink, MemorySink, MemorySource
 from streammaml.backends.memory.log import MemoryRecord
+from streammaml.backends.memory.state_log import MemoryStateLog
 
-__all__ = ["MemoryBroker", "MemoryRecord", "MemorySink", "MemorySource"]
+__all__ = [
+    "MemoryBroker",
+    "MemoryPlainSink",
+    "MemoryRecord",
+    "MemorySink",
+    "MemorySource",
+    "MemoryStateLog",
+]

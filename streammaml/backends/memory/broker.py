@@ -12,7 +12,7 @@ from typing import Protocol
 from streammaml.backends.memory.log import Entry, Fate, Log, MemoryRecord, Transaction
 from streammaml.backends.ports import Message, Offsets, Partition
 from streammaml.config import Config
-from streammaml.errors import ConfigError
+from streammaml.errors import BackendError, ConfigError
 
 
 @dataclass(eq=False, slots=True)
@@ -60,7 +60,8 @@ class MemoryBroker:
     """All state of the twin. ``step`` is called before and after what is durable on a broker.
 
     Its names: ``poll``, ``check``, ``send``, ``commit`` (before), ``committed`` (after),
-    ``abort``. A test raises from it to fail there.
+    ``abort``, ``read_state``, and ``barrier``: between barrier and offsets where these are no
+    transaction. A test raises from it to fail there.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class MemoryBroker:
         self._now_ms = now_ms
         self._logs: dict[Partition, Log] = {}
         self._partitions: dict[str, int] = {}
+        self._topic_ids: dict[str, str] = {}
+        self._created = 0
         self._groups: dict[str, _Group] = {}
         self._producers: dict[str, Producer] = {}
         self._unkeyed = 0
@@ -88,10 +91,37 @@ class MemoryBroker:
         return cls({**dict.fromkeys(keyed, t.partitions), t.initializations: 1})
 
     def create_topic(self, name: str, partitions: int = 1) -> None:
+        """A topic made anew has another id."""
         with self.changed:
-            self._partitions[name] = partitions
-            for i in range(partitions):
+            self._created += 1
+            self._topic_ids[name] = f"topic-{self._created}"
+            self._partitions[name] = 0
+            self.add_partitions(name, partitions)
+
+    def delete_topic(self, name: str) -> None:
+        """Its records, and what groups have committed for it, are gone."""
+        with self.changed:
+            for i in range(self._partitions.pop(name)):
+                del self._logs[Partition(name, i)]
+            del self._topic_ids[name]
+            for group in self._groups.values():
+                group.offsets = {p: o for p, o in group.offsets.items() if p.topic != name}
+            self.changed.notify_all()
+
+    def add_partitions(self, name: str, count: int) -> None:
+        """Let the topic have ``count`` more; keys move, as on a real broker."""
+        with self.changed:
+            first = self._partitions[name]
+            self._partitions[name] = first + count
+            for i in range(first, first + count):
                 self._logs[Partition(name, i)] = Log()
+            for group in self._groups.values():
+                if group.topic == name:
+                    self._rebalance(group)
+
+    def topic_id(self, topic: str) -> str:
+        """Empty where there is no such topic."""
+        return self._topic_ids.get(topic, "")
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:
@@ -127,6 +157,22 @@ class MemoryBroker:
             log = self._logs[partition]
             del log.entries[: before - log.beginning]
             log.beginning = before
+
+    def compact(self, topic: str) -> None:
+        """Do what the broker's cleaner does to a compacted topic; offsets stay."""
+        with self.changed:
+            for i in range(self.partitions(topic)):
+                self._logs[Partition(topic, i)].compact()
+
+    def damage(self, partition: Partition, start: int, stop: int) -> None:
+        """Make the offsets from ``start`` to before ``stop`` unreadable."""
+        with self.changed:
+            self._logs[partition].damaged.append(range(start, stop))
+
+    def unreadable(self, partition: Partition, offset: int) -> range | None:
+        """The damaged stretch that has this offset."""
+        with self.changed:
+            return self._logs[partition].unreadable(offset)
 
     def committed(self, group: str, partition: Partition) -> int | None:
         with self.changed:
@@ -183,6 +229,11 @@ class MemoryBroker:
             member.owned |= new
             return new
 
+    def commit(self, group: str, offsets: Offsets) -> None:
+        """Without a transaction."""
+        with self.changed:
+            self._groups[group].offsets.update(offsets)
+
     def fetch(self, partition: Partition, start: int, limit: int) -> tuple[list[MemoryRecord], int]:
         with self.changed:
             return self._logs[partition].read(start, limit)
@@ -204,17 +255,25 @@ class MemoryBroker:
         with self.changed:
             transaction.fate = fate
             for partition in transaction.touched:
-                del self._logs[partition].open[transaction]
-                self._logs[partition].entries.append(Entry(None, None))
+                log = self._logs.get(partition)
+                if log is not None and log.open.pop(transaction, None) is not None:
+                    log.entries.append(Entry(None, None))
             if fate is Fate.COMMITTED and offsets:
                 self._groups[group].offsets.update(offsets)
             self.changed.notify_all()
 
     def _append(self, message: Message, transaction: Transaction | None) -> tuple[Partition, int]:
         count = self.partitions(message.topic)
-        self._unkeyed += message.key is None
-        spread = self._unkeyed if message.key is None else zlib.crc32(message.key)
-        partition = Partition(message.topic, spread % count)
+        if message.partition is not None:
+            index = message.partition
+            if not 0 <= index < count:
+                raise BackendError(f"topic {message.topic!r} has no partition {index}")
+        elif message.key is not None:
+            index = zlib.crc32(message.key) % count
+        else:
+            self._unkeyed += 1
+            index = self._unkeyed % count
+        partition = Partition(message.topic, index)
         log = self._logs[partition]
         record = MemoryRecord(
             message.topic,
@@ -232,5 +291,5 @@ class MemoryBroker:
         return partition, record.offset
 
     def _rebalance(self, group: _Group) -> None:
-        group.balance(self.partitions(group.topic))
+        group.balance(self._partitions.get(group.topic, 0))
         self.changed.notify_all()

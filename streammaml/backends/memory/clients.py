@@ -1,4 +1,4 @@
-"""The source and the sink on a memory broker."""
+"""The source and the sinks on a memory broker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from streammaml.backends.ports import (
     Partition,
     Rebalance,
     Record,
-    first_offset,
+    Standing,
 )
 from streammaml.config import Config
-from streammaml.errors import BackendError, FencedError
+from streammaml.errors import BackendError, FencedError, UnreadableError
 
 _TWIN = "another process runs as instance {!r} of this group: give each its own with --instance"
 
@@ -32,12 +32,16 @@ class MemorySource:
     ) -> None:
         self._broker = broker
         self._config = config
+        self._topic = config.topics.events
         self._on_rebalance = on_rebalance
-        self._next: dict[Partition, int] = {}
+        self._standing: dict[Partition, Standing] = {}
+        self._next: dict[Partition, int] = {}  # of those that were started
+        self._paused = False
         self._fault: BaseException | None = None
         self._member = MemoryMember(config.kafka.group, instance)
-        broker.partitions(config.topics.events)
-        broker.join(self._member, config.topics.events)
+        broker.partitions(self._topic)
+        self._topic_id = broker.topic_id(self._topic)
+        broker.join(self._member, self._topic)
 
     def poll(self, timeout_s: float) -> Mapping[Partition, Sequence[Record]]:
         if self._fault is not None:
@@ -48,19 +52,44 @@ class MemorySource:
             self._fault = error
             raise
 
+    def standing(self, partition: Partition) -> Standing:
+        return self._standing[partition]
+
+    def start(self, partition: Partition, offset: int) -> None:
+        assert partition in self._standing, f"{partition} is not assigned"
+        self._next[partition] = offset
+
+    def position(self, partition: Partition) -> int:
+        return self._next[partition]
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+
+    def partitions(self) -> int:
+        return self._broker.partitions(self._topic)
+
+    def next_readable(self, partition: Partition, offset: int) -> int:
+        end = self._broker.span(partition)[1]
+        while offset < end and (span := self._broker.unreadable(partition, offset)):
+            offset = span.stop
+        return min(offset, end)
+
     def member(self) -> Member:
         return self._member
 
     def lag(self) -> Mapping[Partition, int]:
-        return {p: self._broker.span(p)[1] - offset for p, offset in self._next.items()}
+        """Of each partition that was started."""
+        return {p: max(0, self._broker.span(p)[1] - at) for p, at in self._next.items()}
 
     def check(self) -> None:
         self._broker.step("check")
 
     def close(self) -> None:
         """Leave; unlike on Kafka the others may have the partitions at once."""
-        held = frozenset(self._next)
-        self._next = {}
+        held = self._forget(frozenset(self._standing))
         try:
             if held and (self._fault is not None or not self._broker.is_current(self._member)):
                 self._on_rebalance(Rebalance(lost=held))
@@ -72,9 +101,11 @@ class MemorySource:
     def _poll(self, deadline: float) -> Mapping[Partition, Sequence[Record]]:
         while True:
             self._broker.step("poll")
+            if self._broker.topic_id(self._topic) != self._topic_id:
+                raise BackendError(f"topic {self._topic!r} was deleted or made anew")
             self._rebalance()
             with self._broker.changed:
-                records = self._fetch()
+                records = {} if self._paused else self._fetch()
                 left = deadline - time.monotonic()
                 if records or left <= 0:
                     return records
@@ -84,32 +115,50 @@ class MemorySource:
         if self._broker.is_fenced(self._member):
             raise FencedError(_TWIN.format(self._member.instance))
         if not self._broker.is_current(self._member):
-            lost = frozenset(self._next)
-            self._next = {}
+            lost = self._forget(frozenset(self._standing))
             self._member = MemoryMember(self._member.group, self._member.instance)
-            self._broker.join(self._member, self._config.topics.events)
+            self._broker.join(self._member, self._topic)
             if lost:
                 self._on_rebalance(Rebalance(lost=lost))
         if surplus := self._broker.surplus(self._member):
-            for partition in surplus:
-                del self._next[partition]
+            self._forget(surplus)
             try:
                 self._on_rebalance(Rebalance(revoked=surplus))
             finally:
                 self._broker.release(self._member, surplus)
         if new := self._broker.claim(self._member):
-            self._next.update({p: self._start(p) for p in new})
+            self._standing.update({p: self._look(p) for p in new})
             self._on_rebalance(Rebalance(assigned=new))
 
-    def _start(self, partition: Partition) -> int:
-        committed = self._broker.committed(self._member.group, partition)
-        return first_offset(partition, committed, self._broker.span(partition), self._config.kafka)
+    def _look(self, partition: Partition) -> Standing:
+        return Standing(
+            self._broker.committed(self._member.group, partition),
+            *self._broker.span(partition),
+            self._topic_id,
+            self._broker.partitions(self._topic),
+        )
+
+    def _forget(self, gone: frozenset[Partition]) -> frozenset[Partition]:
+        for partition in gone:
+            del self._standing[partition]
+            self._next.pop(partition, None)
+        return gone
 
     def _fetch(self) -> dict[Partition, list[MemoryRecord]]:
         found: dict[Partition, list[MemoryRecord]] = {}
         room = self._config.worker.max_poll_records
-        for partition in list(self._next):
-            records, after = self._broker.fetch(partition, self._next[partition], room)
+        for partition, at in list(self._next.items()):
+            if room == 0:
+                break
+            beginning, end = self._broker.span(partition)
+            if not beginning <= at <= end:
+                raise BackendError(f"{partition} holds {beginning} to {end}, not {at}")
+            records, after = self._broker.fetch(partition, at, room)
+            if not records and self._broker.unreadable(partition, after):
+                if found:
+                    break  # it is the first one of the next poll
+                topic, index = partition.topic, partition.index
+                raise UnreadableError(f"damaged at {after}", topic, index, after)
             # The one just served goes last, so that a full one cannot starve the others.
             del self._next[partition]
             self._next[partition] = after
@@ -127,28 +176,34 @@ class MemorySink:
         self._instance = instance
         self._id = f"{config.kafka.group}-{instance}"
         self._transaction: Transaction | None = None
+        self._placed: dict[Partition, int] = {}
         broker.enter(self._id, self)
 
     def send(self, messages: Sequence[Message]) -> None:
         with self._broker.changed:
             self._check()
             self._broker.step("send")
-            if self._transaction is None:
-                self._transaction = Transaction()
-            self._broker.append(messages, self._transaction)
+            self._append(messages)
 
-    def commit(self, offsets: Offsets, member: Member, stop: threading.Event | None = None) -> None:
-        assert isinstance(member, MemoryMember), "a memory sink commits for a memory source"
+    def commit(
+        self,
+        offsets: Offsets,
+        member: Member,
+        barrier: Sequence[Message] = (),
+        stop: threading.Event | None = None,
+    ) -> Mapping[Partition, int]:
         with self._broker.changed:
             self._check()
             self._broker.step("commit")
-            if offsets and self._broker.is_fenced(member):
-                raise FencedError(_TWIN.format(member.instance))
-            if offsets and not self._broker.is_current(member):
-                raise BackendError("this member is no longer in its group: another has its place")
+            if offsets:
+                _must_be_current(self._broker, member)
+            self._append(barrier)
             transaction, self._transaction = self._transaction or Transaction(), None
-            self._broker.settle(transaction, Fate.COMMITTED, offsets, member.group)
+            placed, self._placed = self._placed, {}
+            group = member.group if isinstance(member, MemoryMember) else ""
+            self._broker.settle(transaction, Fate.COMMITTED, offsets, group)
             self._broker.step("committed")
+            return placed
 
     def abort(self) -> None:
         with self._broker.changed:
@@ -162,10 +217,76 @@ class MemorySink:
     def drop(self) -> None:
         """Abort what is open, if anything is."""
         with self._broker.changed:
+            self._placed = {}
             if self._transaction is not None:
                 self._broker.settle(self._transaction, Fate.ABORTED, {}, "")
                 self._transaction = None
 
+    def _append(self, messages: Sequence[Message]) -> None:
+        if messages and self._transaction is None:
+            self._transaction = Transaction()
+        places = self._broker.append(messages, self._transaction)
+        self._placed.update(_named(messages, places))
+
     def _check(self) -> None:
         if not self._broker.owns(self._id, self):
             raise FencedError(_TWIN.format(self._instance))
+
+
+class MemoryPlainSink:
+    """The twin of KafkaPlainSink: what is sent is there, and stays."""
+
+    def __init__(self, broker: MemoryBroker, config: Config, instance: str) -> None:
+        self._broker = broker
+        self._placed: dict[Partition, int] = {}
+
+    def send(self, messages: Sequence[Message]) -> None:
+        with self._broker.changed:
+            self._broker.step("send")
+            self._append(messages)
+
+    def commit(
+        self,
+        offsets: Offsets,
+        member: Member,
+        barrier: Sequence[Message] = (),
+        stop: threading.Event | None = None,
+    ) -> Mapping[Partition, int]:
+        with self._broker.changed:
+            self._broker.step("commit")
+            if offsets or barrier:
+                _must_be_current(self._broker, member)
+            self._append(barrier)
+            self._broker.step("barrier")
+            if offsets:
+                self._broker.commit(_must_be_current(self._broker, member).group, offsets)
+            self._broker.step("committed")
+            placed, self._placed = self._placed, {}
+            return placed
+
+    def abort(self) -> None:
+        with self._broker.changed:
+            self._broker.step("abort")
+            self._placed = {}
+
+    def close(self) -> None: ...
+
+    def _append(self, messages: Sequence[Message]) -> None:
+        self._placed.update(_named(messages, self._broker.append(messages)))
+
+
+def _named(
+    messages: Sequence[Message], places: Sequence[tuple[Partition, int]]
+) -> dict[Partition, int]:
+    """The offset after the last message of each partition that was named."""
+    pairs = zip(messages, places, strict=True)
+    return {place: offset + 1 for m, (place, offset) in pairs if m.partition is not None}
+
+
+def _must_be_current(broker: MemoryBroker, member: Member) -> MemoryMember:
+    assert isinstance(member, MemoryMember), "a memory sink commits for a memory source"
+    if broker.is_fenced(member):
+        raise FencedError(_TWIN.format(member.instance))
+    if not broker.is_current(member):
+        raise BackendError("this member is no longer in its group: another has its place")
+    return member

@@ -38,9 +38,12 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class Log:
+    """Offset ``beginning + i`` is ``entries[i]``: compaction leaves empty entries."""
+
     beginning: int = 0
     entries: list[Entry] = field(default_factory=list)
     open: dict[Transaction, int] = field(default_factory=dict)
+    damaged: list[range] = field(default_factory=list)
 
     @property
     def end(self) -> int:
@@ -59,6 +62,24 @@ class Log:
             fate = Fate.COMMITTED if transaction is None else transaction.fate
             if fate is Fate.OPEN or len(found) == limit:
                 return found, self.beginning + i
+            if self.damaged and self.unreadable(self.beginning + i):
+                return found, self.beginning + i
             if record is not None and fate is Fate.COMMITTED:
                 found.append(record)
         return found, self.end
+
+    def unreadable(self, offset: int) -> range | None:
+        """The damaged stretch that has this offset."""
+        return next((span for span in self.damaged if offset in span), None)
+
+    def compact(self) -> None:
+        """Drop what a later visible record of the same key supersedes; tombstones stay."""
+        seen: set[bytes | None] = set()
+        for i in range(self.stable_end - self.beginning - 1, -1, -1):
+            record, transaction = self.entries[i]
+            if record is None:
+                continue
+            if record.key in seen or (transaction and transaction.fate is Fate.ABORTED):
+                self.entries[i] = Entry(None, None)
+            else:
+                seen.add(record.key)

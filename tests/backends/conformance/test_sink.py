@@ -42,6 +42,63 @@ def test_messages_and_offsets_take_effect_together(world: World) -> None:
     assert values(world, topics.predictions) == list(range(40))
 
 
+def barrier(world: World, partition: int, count: int, start: int = 0) -> list[Message]:
+    """State records, which name their partition."""
+    topic = world.config.topics.state
+    keys = range(start, start + count)
+    return [Message(topic, b"c/%d" % i, b"%d" % i, [("n", b"1")], partition) for i in keys]
+
+
+def test_a_barrier_takes_effect_with_the_rest_and_says_where_it_ends(world: World) -> None:
+    topics = world.config.topics
+    world.produce(numbered(topics.events, 40))
+    with Reader(world, "a") as reader:
+        drive(reader, until=lambda: len(reader.values) == 40, what="40 records")
+        reader.sink.send(numbered(topics.predictions, 40))
+        before = values(world, topics.state)
+
+        first = reader.commit(barrier=[*barrier(world, 0, 3), *barrier(world, 1, 2, 10)])
+        second = reader.commit(barrier=barrier(world, 1, 1, 20))
+        third = reader.commit(numbered(topics.predictions, 1))
+
+    one, two = (Partition(topics.state, i) for i in range(2))
+    ends = {
+        p: [r.offset for r in world.visible(topics.state) if r.partition == p.index][-1] + 1  # type: ignore[attr-defined]
+        for p in (one, two)
+    }
+    assert before == []
+    assert first == {one: 3, two: 2}
+    assert second == {two: ends[two]}
+    assert ends[one] == 3
+    assert third == {}
+    assert values(world, topics.state) == [0, 1, 2, 10, 11, 20]
+    assert sum(world.committed(Partition(topics.events, i)) or 0 for i in (0, 1)) == 40
+
+
+def test_a_barrier_alone_makes_a_commit(world: World) -> None:
+    with Reader(world, "a") as reader:
+        drive(reader, until=lambda: len(reader.assigned) == 2, what="an assignment")
+
+        placed = reader.commit(barrier=barrier(world, 1, 2))
+
+    assert placed == {Partition(world.config.topics.state, 1): 2}
+    assert [list(r.headers) for r in world.visible(world.config.topics.state)] == [
+        [("n", b"1")]
+    ] * 2
+
+
+def test_an_abort_forgets_where_messages_went(world: World) -> None:
+    with Reader(world, "a") as reader:
+        drive(reader, until=lambda: len(reader.assigned) == 2, what="an assignment")
+        reader.sink.send(barrier(world, 0, 5))
+        reader.sink.abort()
+
+        placed = reader.commit(barrier=barrier(world, 1, 1))
+
+    assert placed == {Partition(world.config.topics.state, 1): 1}
+    assert values(world, world.config.topics.state) == [0]
+
+
 def test_offsets_alone_make_a_commit(world: World) -> None:
     world.produce(numbered(world.config.topics.events, 40))
     with Reader(world, "a") as reader:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import kafka  # type: ignore[import-untyped]  # kafka-python has no types
 
 from streammaml.backends.kafka import (
     KafkaFeed,
+    KafkaPlainSink,
     KafkaSink,
     KafkaSource,
+    KafkaStateLog,
     TopicAdmin,
     client_settings,
 )
-from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
+from streammaml.backends.memory import (
+    MemoryBroker,
+    MemoryPlainSink,
+    MemorySink,
+    MemorySource,
+    MemoryStateLog,
+)
 from streammaml.backends.ports import (
     Message,
     OnRebalance,
@@ -25,20 +33,29 @@ from streammaml.backends.ports import (
     Record,
     Sink,
     Source,
+    StateLog,
 )
 from streammaml.config import Config
+from tests.kafka_broker import wait_until
 
 TIMEOUT_S = 30.0
 
 
-def unique_config(bootstrap: str = "nowhere:1", *, partitions: int = 2, **changes: Any) -> Config:
-    """A group and topics that no other test has."""
+def unique_config(
+    bootstrap: str = "nowhere:1",
+    *,
+    partitions: int = 2,
+    delivery: str = "exactly_once",
+    **changes: Any,
+) -> Config:
+    """A group and topics that no other test has; ``changes`` are settings of ``kafka``."""
     tag = secrets.token_hex(4)
     names = ("events", "predictions", "adaptations", "dead_letters", "episodes")
     topics = {name: f"{name}-{tag}" for name in (*names, "initializations", "state")}
     settings = {"bootstrap_servers": bootstrap, "group": f"group-{tag}", "session_timeout_ms": 3000}
     return Config.build(
-        {"kafka": settings, "topics": {**topics, "partitions": partitions}}, {"kafka": changes}
+        {"kafka": settings, "topics": {**topics, "partitions": partitions}},
+        {"kafka": changes, "worker": {"delivery": delivery}},
     )
 
 
@@ -46,12 +63,18 @@ class World(Protocol):
     config: Config
 
     def source(self, instance: str, on_rebalance: OnRebalance) -> Source: ...
-    def sink(self, instance: str) -> Sink: ...
+    def sink(self, instance: str) -> Sink:
+        """Of the configured ``worker.delivery``."""
+        ...
+
+    def state_log(self) -> StateLog: ...
     def produce(self, messages: Sequence[Message]) -> None: ...
     def visible(self, topic: str) -> list[Record]: ...
     def committed(self, partition: Partition) -> int | None: ...
     def delete_records(self, partition: Partition, before: int) -> None: ...
     def evict(self, instance: str) -> None: ...
+    def add_partitions(self, topic: str, count: int) -> None: ...
+    def make_anew(self, topic: str) -> None: ...
 
 
 class MemoryWorld:
@@ -63,7 +86,12 @@ class MemoryWorld:
         return MemorySource(self.broker, self.config, instance, on_rebalance)
 
     def sink(self, instance: str) -> Sink:
+        if self.config.worker.delivery == "at_least_once":
+            return MemoryPlainSink(self.broker, self.config, instance)
         return MemorySink(self.broker, self.config, instance)
+
+    def state_log(self) -> StateLog:
+        return MemoryStateLog(self.broker, self.config)
 
     def produce(self, messages: Sequence[Message]) -> None:
         self.broker.append(messages)
@@ -80,6 +108,14 @@ class MemoryWorld:
     def evict(self, instance: str) -> None:
         self.broker.evict(self.config.kafka.group, instance)
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        self.broker.add_partitions(topic, count)
+
+    def make_anew(self, topic: str) -> None:
+        count = self.broker.partitions(topic)
+        self.broker.delete_topic(topic)
+        self.broker.create_topic(topic, count)
+
 
 class KafkaWorld:
     def __init__(self, config: Config) -> None:
@@ -92,7 +128,12 @@ class KafkaWorld:
         return KafkaSource(self.config, instance, on_rebalance)
 
     def sink(self, instance: str) -> Sink:
+        if self.config.worker.delivery == "at_least_once":
+            return KafkaPlainSink(self.config, instance)
         return KafkaSink(self.config, instance)
+
+    def state_log(self) -> StateLog:
+        return KafkaStateLog(self.config, "a")
 
     def produce(self, messages: Sequence[Message]) -> None:
         feed = KafkaFeed(self.config)
@@ -139,13 +180,37 @@ class KafkaWorld:
         admin.remove_group_members(self.config.kafka.group, [member])
         admin.close()
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        admin = kafka.KafkaAdminClient(**self._settings)
+        (found,) = admin.describe_topics([topic])
+        admin.create_partitions({topic: len(found["partitions"]) + count})
+        admin.close()
+
+    def make_anew(self, topic: str) -> None:
+        admin = kafka.KafkaAdminClient(**self._settings)
+        admin.delete_topics([topic])
+        admin.close()
+        with TopicAdmin(self.config) as ours:
+            wait_until(lambda: not ours.partitions([topic]), TIMEOUT_S, "the topic is gone")
+            ours.ensure()
+
 
 class Reader:
-    """A source and the sink beside it, with a record of all they were told."""
+    """A source and the sink beside it, with a record of all they were told.
+
+    It starts each partition at its committed offset, or at its beginning.
+    """
 
     def __init__(
-        self, world: World, instance: str, *, commit_on_revoke: bool = False, sink: bool = True
+        self,
+        world: World,
+        instance: str,
+        *,
+        commit_on_revoke: bool = False,
+        sink: bool = True,
+        start: bool = True,
     ) -> None:
+        self._start = start
         self.changes: list[Rebalance] = []
         self.records: dict[Partition, list[Record]] = {}
         self.next: dict[Partition, int] = {}
@@ -175,10 +240,13 @@ class Reader:
             self.records.setdefault(partition, []).extend(records)
             self.next[partition] = records[-1].offset + 1
 
-    def commit(self, messages: Sequence[Message] = ()) -> None:
+    def commit(
+        self, messages: Sequence[Message] = (), barrier: Sequence[Message] = ()
+    ) -> Mapping[Partition, int]:
         self.sink.send(messages)
-        self.sink.commit(self.next, self.source.member())
+        placed = self.sink.commit(self.next, self.source.member(), barrier)
         self.next = {}
+        return placed
 
     def close(self) -> None:
         self.source.close()
@@ -191,8 +259,15 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def start(self, partition: Partition) -> None:
+        standing = self.source.standing(partition)
+        found = standing.beginning if standing.committed is None else standing.committed
+        self.source.start(partition, found)
+
     def _on_rebalance(self, change: Rebalance) -> None:
         self.changes.append(change)
+        for partition in change.assigned if self._start else ():
+            self.start(partition)
         if self._commit_on_revoke and change.revoked:
             self.sink.commit(
                 {p: o for p, o in self.next.items() if p in change.revoked}, self.source.member()
