@@ -131,8 +131,7 @@ class Learner:
 
     def _new_bundle(self) -> Bundle:
         """Again whenever an array was replaced."""
-        packed = new_packed(0, self._stream.known.shape[0])
-        return bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch, packed)
+        return bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch)
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""

@@ -11,6 +11,7 @@ from streammaml.events import Float32s
 from streammaml.learner.kernels.adapt import descend, norm
 from streammaml.learner.kernels.compiler import jit
 from streammaml.learner.kernels.network import gradient
+from streammaml.learner.kernels.vectors import copy
 from streammaml.learner.state import Meta, Policy, Scratch, StreamState
 
 
@@ -32,4 +33,4 @@ def learn(
         factor = policy.baseline_rate * min(1.0, policy.clip / length)
         descend(weights, step, factor, meta.sizes, scratch.unit_rates)
     if not np.isfinite(norm(weights, scratch.lanes)):
-        weights[:] = meta.theta
+        copy(meta.theta, weights)

@@ -14,8 +14,9 @@ import numpy as np
 from streammaml.events import Float32s, Floats, Packed
 from streammaml.learner.kernels import adapt as inner_loop
 from streammaml.learner.kernels import baseline, detector, network, scaler
-from streammaml.learner.kernels.bundle import Bundle, unpack
-from streammaml.learner.kernels.compiler import inline, jit
+from streammaml.learner.kernels.bundle import Bundle, Parts, parts_of
+from streammaml.learner.kernels.compiler import entry, inline, jit
+from streammaml.learner.kernels.vectors import copy
 from streammaml.learner.state import Ints
 
 LOSS_FLOOR = 0.002
@@ -26,12 +27,12 @@ ACCEPTED, REJECTED, DIVERGED = 1, 2, 3
 
 
 @jit
-def begin(p: Bundle, row: int) -> None:
+def begin(p: Parts, row: int) -> None:
     """Set up a context at its first event: it starts at θ and knows nothing."""
     contexts = p.contexts
-    contexts.fast[row] = p.meta.theta
+    copy(p.meta.theta, contexts.fast[row])
     if contexts.baseline.shape[1] > 0:
-        contexts.baseline[row] = p.meta.theta
+        copy(p.meta.theta, contexts.baseline[row])
     contexts.labels[row] = 0
     contexts.segment[row] = 0
     contexts.error_scale[row] = ERROR_START
@@ -43,14 +44,14 @@ def begin(p: Bundle, row: int) -> None:
 
 
 @jit
-def reset_fast(p: Bundle, row: int) -> None:
+def reset_fast(p: Parts, row: int) -> None:
     """Fall back to θ."""
-    p.contexts.fast[row] = p.meta.theta
+    copy(p.meta.theta, p.contexts.fast[row])
     p.contexts.version[row] = p.meta.version
 
 
 @inline
-def serve(p: Bundle, parameters: Float32s, out: Float32s) -> bool:
+def serve(p: Parts, parameters: Float32s, out: Float32s) -> bool:
     """Write the prediction [K] of ``parameters`` for the input in scratch; False if not finite.
 
     A class's probability, or the value, clipped to the range of the labels seen so far.
@@ -70,7 +71,7 @@ def serve(p: Bundle, parameters: Float32s, out: Float32s) -> bool:
 
 
 @jit
-def without_prediction(p: Bundle, out: Float32s) -> None:
+def without_prediction(p: Parts, out: Float32s) -> None:
     """What is served when even θ is not finite: every known class alike, or the label's mean."""
     if p.policy.regression:
         out[0] = np.float32(p.stream.y_scale[0])
@@ -84,7 +85,7 @@ def without_prediction(p: Bundle, out: Float32s) -> None:
 
 
 @inline
-def predict(p: Bundle, row: int, x: Float32s, i: int) -> None:
+def predict(p: Parts, row: int, x: Float32s, i: int) -> None:
     """Predict event ``i`` by the context's fast weights and by θ; leaves its inputs in scratch."""
     contexts, out, scratch = p.contexts, p.out, p.scratch
     if contexts.version[row] < 0:
@@ -98,12 +99,12 @@ def predict(p: Bundle, row: int, x: Float32s, i: int) -> None:
         without_prediction(p, out.initial[i])
     if not serve(p, contexts.fast[row], out.predictions[i]):
         out.nonfinite[i] = 1
-        out.predictions[i] = out.initial[i]
+        copy(out.initial[i], out.predictions[i])
         reset_fast(p, row)
 
 
 @inline
-def loss_of(p: Bundle, prediction: Float32s, y: float) -> float:
+def loss_of(p: Parts, prediction: Float32s, y: float) -> float:
     """Log-loss with the probability floored at .002; or |error| in standard deviations of y."""
     if p.policy.regression:
         return float(abs(prediction[0] - y) / p.stream.y_scale[1])
@@ -111,7 +112,7 @@ def loss_of(p: Bundle, prediction: Float32s, y: float) -> float:
 
 
 @inline
-def score(p: Bundle, row: int, y: float, i: int) -> None:
+def score(p: Parts, row: int, y: float, i: int) -> None:
     """Charge the stored predictions of event ``i`` with its label; set the detector's signal."""
     contexts, out = p.contexts, p.out
     assert p.policy.regression or 0 <= int(y) < p.stream.known.shape[0]
@@ -120,7 +121,7 @@ def score(p: Bundle, row: int, y: float, i: int) -> None:
     if contexts.baseline.shape[1] > 0:
         prediction = p.scratch.lanes[: out.initial.shape[1]]
         if not serve(p, contexts.baseline[row], prediction):
-            prediction[:] = out.initial[i]
+            copy(out.initial[i], prediction)
         out.loss_baseline[i] = loss_of(p, prediction, y)
     if p.policy.regression:
         error = (out.predictions[i, 0] - y) / p.stream.y_scale[1]
@@ -130,23 +131,23 @@ def score(p: Bundle, row: int, y: float, i: int) -> None:
 
 
 @inline
-def scaled_target(p: Bundle, y: float) -> float:
+def scaled_target(p: Parts, y: float) -> float:
     return (y - p.stream.y_scale[0]) / p.stream.y_scale[1] if p.policy.regression else y
 
 
 @inline
-def remember(p: Bundle, row: int, x: Float32s, y: float) -> None:
+def remember(p: Parts, row: int, x: Float32s, y: float) -> None:
     """Add an example to the context's support ring."""
     contexts = p.contexts
     slot = contexts.labels[row] % contexts.support_y.shape[1]
-    contexts.support_x[row, slot] = x
+    copy(x, contexts.support_x[row, slot])
     contexts.support_y[row, slot] = y
     contexts.labels[row] += 1
     contexts.segment[row] += 1
 
 
 @jit
-def load_support(p: Bundle, row: int, size: int) -> None:
+def load_support(p: Parts, row: int, size: int) -> None:
     """Put the newest ``size`` examples, oldest first, into scratch, scaled by today's scalers."""
     contexts, scratch = p.contexts, p.scratch
     ring = contexts.support_y.shape[1]
@@ -158,7 +159,7 @@ def load_support(p: Bundle, row: int, size: int) -> None:
 
 
 @inline
-def due(p: Bundle, row: int, level: int) -> int:
+def due(p: Parts, row: int, level: int) -> int:
     """Which trigger, if any, asks for an adaptation now."""
     if level == detector.DRIFT:
         return BY_DRIFT
@@ -172,7 +173,7 @@ def due(p: Bundle, row: int, level: int) -> int:
 
 
 @jit
-def judge(p: Bundle, parameters: Float32s, rows: int) -> float:
+def judge(p: Parts, parameters: Float32s, rows: int) -> float:
     """Mean loss of ``parameters`` on the ``rows`` examples in scratch; NaN if not finite."""
     sizes, scratch = p.meta.sizes, p.scratch
     network.forward(parameters, sizes, scratch.activations, rows, scratch.pad)
@@ -183,13 +184,13 @@ def judge(p: Bundle, parameters: Float32s, rows: int) -> float:
 
 
 @jit
-def fit(p: Bundle, row: int, newest: int, held_out: int, continued: bool) -> float:
+def fit(p: Parts, row: int, newest: int, held_out: int, continued: bool) -> float:
     """Adapt the candidate on the newest examples but the last ``held_out``; as ``adapt`` returns.
 
     From θ; or from the fast weights, at half the rates, where ``continued``.
     """
     candidate = p.scratch.candidate
-    candidate[:] = p.contexts.fast[row] if continued else p.meta.theta
+    copy(p.contexts.fast[row] if continued else p.meta.theta, candidate)
     load_support(p, row, newest)
     return inner_loop.adapt(
         candidate,
@@ -206,7 +207,7 @@ def fit(p: Bundle, row: int, newest: int, held_out: int, continued: bool) -> flo
 
 
 @jit
-def adapt(p: Bundle, row: int, trigger: int, i: int) -> None:
+def adapt(p: Parts, row: int, trigger: int, i: int) -> None:
     """Adapt a candidate and let it replace the fast weights, or not; write what was decided."""
     contexts, out, scratch = p.contexts, p.out, p.scratch
     newest = min(contexts.segment[row], contexts.support_y.shape[1])
@@ -229,7 +230,7 @@ def adapt(p: Bundle, row: int, trigger: int, i: int) -> None:
         length = fit(p, row, newest, 0, continued)
     out.gradient_norm[i] = length
     if np.isfinite(length):
-        contexts.fast[row] = scratch.candidate
+        copy(scratch.candidate, contexts.fast[row])
         if not continued:
             contexts.version[row] = p.meta.version
         out.results[i] = ACCEPTED
@@ -240,7 +241,7 @@ def adapt(p: Bundle, row: int, trigger: int, i: int) -> None:
 
 
 @jit
-def learn(p: Bundle, row: int, x: Float32s, y: float, level: int, i: int) -> None:
+def learn(p: Parts, row: int, x: Float32s, y: float, level: int, i: int) -> None:
     """Take the label of event ``i`` in: baseline, support set, adaptation, scalers last.
 
     A class exists from its first label on.
@@ -267,18 +268,14 @@ def learn(p: Bundle, row: int, x: Float32s, y: float, level: int, i: int) -> Non
 
 
 @inline
-def finish(p: Bundle, row: int) -> None:
+def finish(p: Parts, row: int) -> None:
     """Count the event."""
     p.stream.counts[1] += 1
     p.contexts.used[row] = p.stream.counts[1]
 
 
 @jit
-def play(
-    p: Bundle, rows: Ints, x: Float32s, y: Floats, first: int, last: int, packed: Packed
-) -> None:
-    """Play events first … last−1 of a batch with the compiled detector."""
-    p.out = unpack(packed)
+def events(p: Parts, rows: Ints, x: Float32s, y: Floats, first: int, last: int) -> None:
     for i in range(first, last):
         row = rows[i]
         predict(p, row, x[i], i)
@@ -292,22 +289,38 @@ def play(
 
 
 @jit
-def play_to_signal(p: Bundle, rows: Ints, x: Float32s, y: Floats, i: int, packed: Packed) -> None:
-    """The first half of ``play`` for one event: up to what a detector in Python is fed."""
-    p.out = unpack(packed)
+def to_signal(p: Parts, rows: Ints, x: Float32s, y: Floats, i: int) -> None:
     predict(p, rows[i], x[i], i)
     if not np.isnan(y[i]):
         score(p, rows[i], y[i], i)
 
 
 @jit
-def play_from_level(
-    p: Bundle, rows: Ints, x: Float32s, y: Floats, i: int, level: int, packed: Packed
-) -> None:
-    """The second half, with the detector's answer; the event must be the last one begun."""
-    p.out = unpack(packed)
+def from_level(p: Parts, rows: Ints, x: Float32s, y: Floats, i: int, level: int) -> None:
     if np.isnan(y[i]):
         scaler.learn_x(p.contexts, p.stream, rows[i], x[i])
     else:
         learn(p, rows[i], x[i], y[i], level, i)
     finish(p, rows[i])
+
+
+@entry
+def play(
+    b: Bundle, rows: Ints, x: Float32s, y: Floats, first: int, last: int, packed: Packed
+) -> None:
+    """Play events first … last−1 of a batch with the compiled detector."""
+    events(parts_of(b, packed), rows, x, y, first, last)
+
+
+@entry
+def play_to_signal(b: Bundle, rows: Ints, x: Float32s, y: Floats, i: int, packed: Packed) -> None:
+    """The first half of ``play`` for one event: up to what a detector in Python is fed."""
+    to_signal(parts_of(b, packed), rows, x, y, i)
+
+
+@entry
+def play_from_level(
+    b: Bundle, rows: Ints, x: Float32s, y: Floats, i: int, level: int, packed: Packed
+) -> None:
+    """The second half, with the detector's answer; the event must be the last one begun."""
+    from_level(parts_of(b, packed), rows, x, y, i, level)
