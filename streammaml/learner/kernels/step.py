@@ -16,7 +16,7 @@ from streammaml.learner.kernels import adapt as inner_loop
 from streammaml.learner.kernels import baseline, detector, network, scaler
 from streammaml.learner.kernels.bundle import Bundle, Parts, parts_of
 from streammaml.learner.kernels.compiler import entry, inline, jit
-from streammaml.learner.kernels.vectors import copy
+from streammaml.learner.kernels.vectors import copy, norm
 from streammaml.learner.state import Ints
 
 LOSS_FLOOR = 0.002
@@ -119,7 +119,7 @@ def score(p: Parts, row: int, y: float, i: int) -> None:
     out.loss[i] = loss_of(p, out.predictions[i], y)
     out.loss_init[i] = loss_of(p, out.initial[i], y)
     if contexts.baseline.shape[1] > 0:
-        prediction = p.scratch.lanes[: out.initial.shape[1]]
+        prediction = p.scratch.sums[: out.initial.shape[1]]
         if not serve(p, contexts.baseline[row], prediction):
             copy(out.initial[i], prediction)
         out.loss_baseline[i] = loss_of(p, prediction, y)
@@ -236,7 +236,7 @@ def adapt(p: Parts, row: int, trigger: int, i: int) -> None:
         out.results[i] = ACCEPTED
     else:
         out.results[i] = DIVERGED
-        if not np.isfinite(inner_loop.norm(contexts.fast[row], scratch.lanes)):
+        if not np.isfinite(norm(contexts.fast[row], scratch.sums)):
             reset_fast(p, row)
 
 
