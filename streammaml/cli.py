@@ -1,7 +1,8 @@
 """The command line: flags, environment, signals, wiring. The only place that reads the environment.
 
 Rule: a command imports what it needs when it runs, so that ``health`` and ``--help`` stay light.
-Exit codes: 0, 1 failure, 2 usage, 69 broker unavailable, 78 configuration.
+Exit codes: 0, 1 failure, 2 usage, 69 broker unavailable, 74 state I/O,
+78 configuration.
 """
 
 from __future__ import annotations
@@ -355,7 +356,9 @@ def _load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> C
     """Layer file, environment and flags, and name this host's instance."""
     named = os.environ.get("STREAMMAML_CONFIG")
     path = file or (Path(named) if named else DEFAULT_FILE)
-    layers: list[dict[str, Any]] = [{"kafka": {"instance": socket.gethostname()}}]
+    layers: list[dict[str, Any]] = [
+        {"kafka": {"instance": socket.gethostname()}, "state": {"directory": str(_state_home())}}
+    ]
     if file or named or path.exists():
         try:
             layers.append(settings.from_toml(path.read_text("utf-8"), str(path)))
@@ -365,6 +368,15 @@ def _load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> C
             raise ConfigError(f"{path} is not TOML: {error}") from error
     layers += [settings.from_environment(os.environ), flags, layer_of_sets(sets)]
     return Config.build(*layers)
+
+
+def _state_home() -> Path:
+    """Where programs keep state by the XDG convention; here, where there is no home."""
+    try:
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        return Path("streammaml-state")
+    return Path(home) / "streammaml"
 
 
 def _address(config: Config) -> str:

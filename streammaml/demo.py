@@ -13,6 +13,7 @@ import time
 import webbrowser
 from contextlib import ExitStack
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from streammaml.backends.codec import encoder
-from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
-from streammaml.backends.ports import Message, OnRebalance, Partition, Rebalance, Sink, Source
+from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource, MemoryStateLog
+from streammaml.backends.ports import Clients, Message, OnRebalance, Partition, Rebalance
 from streammaml.config import Config, spec_of
 from streammaml.evaluation.streams import WIDTH, Stream, hyper
 from streammaml.events import Batch, DriftLevel, Floats, Trigger
@@ -32,7 +33,7 @@ from streammaml.learner.kernels.compiler import is_cached
 from streammaml.meta_trainer import Past, train
 from streammaml.observers import Watch, watched
 from streammaml.partition import Played
-from streammaml.worker import Observer, TransactionResult, Worker
+from streammaml.worker import Kept, Observer, TransactionResult, Worker
 
 CONTEXTS = 100
 PAST_EACH = 300
@@ -73,10 +74,11 @@ class Score:
         self.events += played.records
 
     def state(self, name: str) -> None: ...
-    def rebalanced(self, change: Rebalance) -> None: ...
+    def rebalanced(self, change: Rebalance, left: int) -> None: ...
     def committed(self, result: TransactionResult, now_s: float) -> None: ...
     def lag(self, lag: dict[Partition, int]) -> None: ...
-    def contexts(self, count: int, parameter_bytes: int, buffer_bytes: int) -> None: ...
+    def barrier(self, result: TransactionResult, seconds: float, size: int) -> None: ...
+    def kept(self, kept: Kept) -> None: ...
 
     def summary(self, stream: Stream) -> dict[str, Any]:
         """Mean losses over what was played, and over the 50 events from each drift on.
@@ -138,7 +140,9 @@ def _compare(
     rate = best_baseline_rate(config, initialization, past)
     config = Config.build(config.model_dump(), {"learner": {"baseline_rate": rate}})
     score = Score(len(present))
-    _play(config, initialization, present, options, score, watch, stop, console)
+    with TemporaryDirectory(prefix="streammaml-demo-") as folder:
+        config = Config.build(config.model_dump(), {"state": {"directory": folder}})
+        _play(config, initialization, present, options, score, watch, stop, console)
     return score.summary(present)
 
 
@@ -241,10 +245,11 @@ def _play(
     """Feed the broker at the rate and turn the worker's loop until all is played."""
     broker = MemoryBroker.of(config)
 
-    def connect(on_rebalance: OnRebalance) -> tuple[Source, Sink]:
+    def connect(on_rebalance: OnRebalance) -> Clients:
         instance = config.kafka.instance
         sink = MemorySink(broker, config, instance)
-        return MemorySource(broker, config, instance, on_rebalance), sink
+        source = MemorySource(broker, config, instance, on_rebalance)
+        return Clients(source, sink, MemoryStateLog(broker, config))
 
     observers: list[Observer] = [score] if watch is None else [score, watch]
     worker = Worker(config, initialization, connect, observers)

@@ -10,7 +10,7 @@ A unit is part of a name: ``timestamp_s``, ``timeout_s``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -24,6 +24,11 @@ Label = str | int | float | bool
 Floats = NDArray[np.float64]
 Float32s = NDArray[np.float32]
 Codes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+
+NO_OFFSETS: Ints = np.zeros(0, np.int64)
+NO_TIMES: Floats = np.zeros(0)
+"""Stand for what a batch was not given."""
 
 
 class Task(StrEnum):
@@ -87,6 +92,15 @@ class Batch:
     contexts: list[Context]  # B
     x: Float32s  # [B, D], NaN where missing
     y: Floats  # [B], class slot or value; NaN where unlabelled
+    offsets: Ints = field(default_factory=lambda: NO_OFFSETS)  # [B], −1: not from a log
+    times: Floats = field(default_factory=lambda: NO_TIMES)  # [B], of events, in s; NaN: unknown
+
+    def __post_init__(self) -> None:
+        size = len(self.contexts)
+        if self.offsets is NO_OFFSETS:
+            object.__setattr__(self, "offsets", np.full(size, -1, np.int64))
+        if self.times is NO_TIMES:
+            object.__setattr__(self, "times", np.full(size, np.nan))
 
 
 class Packed(NamedTuple):
@@ -116,11 +130,12 @@ class _Row(Generic[Array]):
 class Decisions:
     """What the core wants the shell to publish and count, aligned with its Batch."""
 
-    __slots__ = ("evicted", "packed")
+    __slots__ = ("evicted", "expired", "packed")
 
-    def __init__(self, packed: Packed, evicted: int = 0) -> None:
+    def __init__(self, packed: Packed, evicted: int = 0, expired: int = 0) -> None:
         self.packed = packed
         self.evicted = evicted  # contexts that left memory to make room
+        self.expired = expired  # contexts that began anew: not seen for longer than state.ttl_s
 
     predictions = _Row[Float32s]("probabilities", 0)  # [B, K] of classes; or the value, [B, 1]
     initial = _Row[Float32s]("probabilities", 1)  # the same, of the unadapted initialization

@@ -15,7 +15,7 @@ from streammaml.backends.ports import Partition, Rebalance
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config
 from streammaml.partition import Played
-from streammaml.worker import TransactionResult, Worker
+from streammaml.worker import Kept, TransactionResult, Worker
 
 
 class Watch:
@@ -44,6 +44,9 @@ class Watch:
 
     def played(self, played: Played, now_s: float) -> None:
         metrics = self.metrics
+        if not played.live:
+            metrics.replayed(played.records)
+            return
         metrics.consumed(played.records)
         for reason, count in Counter(r.reason for r in played.rejected).items():
             metrics.rejected(reason, count)
@@ -54,8 +57,10 @@ class Watch:
         metrics.event_times(np.array([math.nan if t is None else t for t in times]), now_s)
         self._board.observe(played.decisions, len(played.rejected))
 
-    def rebalanced(self, change: Rebalance) -> None:
+    def rebalanced(self, change: Rebalance, left: int) -> None:
         self.metrics.rebalanced(change)
+        if left:
+            self.metrics.evicted("revoked", left)
 
     def committed(self, result: TransactionResult, now_s: float) -> None:
         self.metrics.committed(result, now_s)
@@ -64,11 +69,15 @@ class Watch:
         self.metrics.lag(lag)
         self._board.lag(sum(lag.values()))
 
-    def contexts(self, count: int, parameter_bytes: int, buffer_bytes: int) -> None:
-        self.metrics.contexts(count)
-        self.metrics.state_bytes("parameters", parameter_bytes)
-        self.metrics.state_bytes("buffers", buffer_bytes)
-        self._board.contexts(count)
+    def barrier(self, result: TransactionResult, seconds: float, size: int) -> None:
+        self.metrics.barrier(result, seconds, size)
+
+    def kept(self, kept: Kept) -> None:
+        self.metrics.contexts(kept.in_memory, kept.on_disk)
+        self.metrics.state_bytes("parameters", kept.parameter_bytes)
+        self.metrics.state_bytes("buffers", kept.buffer_bytes)
+        self.metrics.state_bytes("disk", kept.disk_bytes)
+        self._board.contexts(kept.in_memory)
 
 
 def watched(config: Config) -> tuple[Watch, WebServer]:

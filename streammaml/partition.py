@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from streammaml.backends.codec import EventDecoder, OutputEncoder
+import numpy as np
+
+from streammaml.backends.codec import EventDecoder, OutputEncoder, timestamp_s
 from streammaml.backends.ports import Message, Partition, Record
 from streammaml.config import Config
 from streammaml.events import Batch, Decisions, Event
-from streammaml.initialization import Initialization
 from streammaml.learner import Learner
 from streammaml.learner.schema import Rejected
 
@@ -32,6 +33,8 @@ class Played:
     rejected: list[Rejected]
     unknown_categories: int
     messages: list[Message]
+    live: bool
+    """False: published before, and only learnt again."""
     limit_exceeded: bool
     """Too many of the latest records are bad; ``next_offset`` is right after the last one."""
 
@@ -65,38 +68,50 @@ class PartitionPlayer:
         self,
         partition: Partition,
         config: Config,
-        initialization: Initialization,
+        learner: Learner,
         limit: RejectionLimit,
         publish: bool = True,
     ) -> None:
         self._publish = publish
+        self._repeats = config.worker.delivery == "at_least_once"
+        self._timed = config.state.ttl_s > 0
+        self._horizon_s = config.state.clock_horizon_s
         self._partition = partition
         self._decode = EventDecoder(
             config.features, config.worker.format, config.worker.max_record_bytes
         )
         self._encoder = OutputEncoder(config)
         self._limit = limit
-        self.learner = Learner(config, initialization)
+        self.learner = learner
+
+    def replay(self, records: Sequence[Record]) -> Played:
+        """Learn again what was published already: no message, no limit."""
+        return self._play(records, live=False)
 
     def play(self, records: Sequence[Record]) -> Played:
         """Carry records through; stops at the one that exceeds the rejection limit."""
+        return self._play(records, live=True)
+
+    def unreadable(self, offset: int, next_offset: int) -> Message:
+        """The dead letter of offsets that the client cannot decode, by reference."""
+        return self._encoder.unreadable(self._partition, offset, next_offset)
+
+    def _play(self, records: Sequence[Record], live: bool) -> Played:
         events, places, undecoded = self._decode.many(records)
         collated = self.learner.collate(events)
         rejected = [Rejected(place, error.reason, str(error)) for place, error in undecoded]
         rejected += [r._replace(place=places[r.place]) for r in collated.rejected]
         rejected.sort()
-        end = self._check_limit(rejected, len(records))
-        kept = [places[i] for i in collated.kept]
-        batch = collated.batch
+        self._exceeded = False
+        end = self._check_limit(rejected, len(records)) if live else len(records)
         if end < len(records):
             rejected = [r for r in rejected if r.place < end]
-            kept = [place for place in kept if place < end]
-            batch = Batch(
-                contexts=batch.contexts[: len(kept)],
-                x=batch.x[: len(kept)],
-                y=batch.y[: len(kept)],
-            )
-        own = [events[i] for i in collated.kept[: len(kept)]]
+        kept = [i for i in collated.kept if places[i] < end]
+        batch = self._stamped(collated.batch, [records[places[i]] for i in kept], events, kept)
+        if self._repeats:
+            kept, batch = self._without_repeats(kept, batch)
+        own = [events[i] for i in kept]
+        kept = [places[i] for i in kept]
         decisions = self.learner.step(batch)
         return Played(
             partition=self._partition,
@@ -107,13 +122,54 @@ class PartitionPlayer:
             decisions=decisions,
             rejected=rejected,
             unknown_categories=collated.unknown_categories,
-            messages=self._messages(records, kept, own, batch, decisions, rejected),
+            messages=self._messages(records, kept, own, batch, decisions, rejected)
+            if live and self._publish
+            else [],
+            live=live,
             limit_exceeded=end < len(records) or self._exceeded,
+        )
+
+    def _stamped(
+        self, batch: Batch, records: Sequence[Record], events: Sequence[Event], kept: Sequence[int]
+    ) -> Batch:
+        """The batch of the kept events with their offsets and, where time counts, times."""
+        size = len(kept)
+        whole = size == len(batch.contexts)
+        offsets = np.array([r.offset for r in records], np.int64)
+        times = np.full(size, np.nan)
+        if self._timed:
+            for i, (record, place) in enumerate(zip(records, kept, strict=True)):
+                given, sent = timestamp_s(events[place]), record.timestamp / 1000
+                times[i] = sent if given is None else min(given, sent + self._horizon_s)
+        return Batch(
+            contexts=batch.contexts if whole else batch.contexts[:size],
+            x=batch.x if whole else batch.x[:size],
+            y=batch.y if whole else batch.y[:size],
+            offsets=offsets,
+            times=times,
+        )
+
+    def _without_repeats(self, kept: list[int], batch: Batch) -> tuple[list[int], Batch]:
+        """Leave out what a context has learnt already: its prediction went out before its state."""
+        new = [
+            i
+            for i, (context, offset) in enumerate(
+                zip(batch.contexts, batch.offsets.tolist(), strict=True)
+            )
+            if offset > self.learner.last_offset(context)
+        ]
+        if len(new) == len(kept):
+            return kept, batch
+        return [kept[i] for i in new], Batch(
+            contexts=[batch.contexts[i] for i in new],
+            x=batch.x[new],
+            y=batch.y[new],
+            offsets=batch.offsets[new],
+            times=batch.times[new],
         )
 
     def _check_limit(self, rejected: Sequence[Rejected], records: int) -> int:
         """Count good and bad records in their order; return how many may be played."""
-        self._exceeded = False
         done = 0
         for place in (r.place for r in rejected):
             self._limit.add_good(place - done)
@@ -133,8 +189,6 @@ class PartitionPlayer:
         decisions: Decisions,
         rejected: Sequence[Rejected],
     ) -> list[Message]:
-        if not self._publish:
-            return []
         offsets = [records[place].offset for place in kept]
         labels = self.learner.labels
         messages = self._encoder.predictions(

@@ -35,8 +35,10 @@ def is_whole(key: bytes, sealed: bytes) -> bool:
     return bool(crc == expected)
 
 
-def unseal(key: bytes, fingerprint: bytes, sealed: bytes) -> memoryview:
-    """The body. DamagedError if its bytes changed, IncompatibleError if it is another's."""
+def unseal_any(key: bytes, sealed: bytes) -> tuple[bytes, memoryview]:
+    """Whose it is, and the body. DamagedError if its bytes changed, IncompatibleError if another
+    release's format.
+    """
     if not is_whole(key, sealed):
         raise DamagedError(f"the stored value of {key!r:.80} is damaged")
     _, version, owner = _HEAD.unpack_from(sealed)
@@ -45,8 +47,14 @@ def unseal(key: bytes, fingerprint: bytes, sealed: bytes) -> memoryview:
             f"the stored state has format {version}, this release reads format {FORMAT}: run the "
             "release that wrote it, or start anew with another topic (--set topics.state=…)"
         )
+    return owner, memoryview(sealed)[_HEAD.size : -_CRC.size]
+
+
+def unseal(key: bytes, fingerprint: bytes, sealed: bytes) -> memoryview:
+    """The body. As :func:`unseal_any`, and IncompatibleError if it is another model's."""
+    owner, body = unseal_any(key, sealed)
     if owner != fingerprint:
         raise IncompatibleError(
             f"the stored value of {key!r:.80} belongs to another model than the configuration's"
         )
-    return memoryview(sealed)[_HEAD.size : -_CRC.size]
+    return body

@@ -5,19 +5,21 @@ from __future__ import annotations
 import gc
 import threading
 from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
 
 from streammaml import initialization as initializations
-from streammaml.backends.kafka import KafkaSink, KafkaSource
-from streammaml.backends.ports import OnRebalance, Sink, Source
+from streammaml.backends.kafka import KafkaPlainSink, KafkaSink, KafkaSource, KafkaStateLog
+from streammaml.backends.ports import Clients, OnRebalance
 from streammaml.config import Config, spec_of
 from streammaml.errors import InitializationError
 from streammaml.initialization import Initialization, check_fits, draw
 from streammaml.learner import warm_up
 from streammaml.learner.kernels.compiler import is_cached
 from streammaml.observers import watched
+from streammaml.watchdog import Watchdog
 from streammaml.worker import Connect, Worker
 
 STOP_POLL_S = 0.2
@@ -42,9 +44,11 @@ def serve(config: Config, stop: threading.Event) -> bool:
         gc.freeze()  # what was imported stays: no collection need look at it again
         watch.metrics.init_loaded("loaded")
         watch.metrics.init_version(initialization.version)
-        worker = Worker(config, initialization, kafka_clients(config), [watch])
-        watch.follow(worker)
-        worker.run(stop)
+        with Watchdog(config.worker.watchdog_s) as watchdog:
+            connect = kafka_clients(config)
+            worker = Worker(config, initialization, connect, [watch], beat=watchdog.beat)
+            watch.follow(worker)
+            worker.run(stop)
     log.info("stopped")
     return True
 
@@ -73,13 +77,16 @@ def kafka_clients(config: Config) -> Connect:
     """Builds the clients of one life of the worker: the sink first, it fences the life before."""
     instance = config.kafka.instance
 
-    def connect(on_rebalance: OnRebalance) -> tuple[Source, Sink]:
-        sink = KafkaSink(config, instance)
-        try:
-            return KafkaSource(config, instance, on_rebalance), sink
-        except BaseException:
-            sink.close()
-            raise
+    def connect(on_rebalance: OnRebalance) -> Clients:
+        with ExitStack() as made:
+            exactly_once = config.worker.delivery == "exactly_once"
+            sink = (KafkaSink if exactly_once else KafkaPlainSink)(config, instance)
+            made.callback(sink.close)
+            state = KafkaStateLog(config, instance)
+            made.callback(state.close)
+            clients = Clients(KafkaSource(config, instance, on_rebalance), sink, state)
+            made.pop_all()
+        return clients
 
     return connect
 

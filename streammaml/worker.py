@@ -1,27 +1,54 @@
 """The worker: poll, decode, step, publish, commit.
 
-Rules: outputs and input offsets go out in one transaction. Whatever fails outside is repaired in
-one way: drop the transaction and the memory of the partitions, close the clients, build new ones
-and go on from the committed offsets. Nothing here sleeps past a stop.
+Rules: outputs, barriers and input offsets go out in one transaction. Whatever fails outside is
+repaired in one way: drop the transaction and the memory of the partitions, close the clients, build
+new ones and walk the path of recovery (``recovery.py``). Nothing here sleeps past a stop, and the
+group hears of this worker however long its work takes.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import structlog
 
-from streammaml.backends.ports import OnRebalance, Partition, Rebalance, Record, Sink, Source
+from streammaml.backends.ports import (
+    Clients,
+    Message,
+    OnRebalance,
+    Partition,
+    Rebalance,
+    Record,
+)
 from streammaml.config import Config
-from streammaml.errors import BackendError, FencedError, TooManyRejectedError, UnavailableError
+from streammaml.errors import (
+    BackendError,
+    DamagedError,
+    FencedError,
+    StoreError,
+    TooManyRejectedError,
+    UnavailableError,
+    UnreadableError,
+)
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
-from streammaml.partition import PartitionPlayer, Played, RejectionLimit
+from streammaml.partition import Played, RejectionLimit
+from streammaml.recovery import check_partitions
+from streammaml.tenure import Tenure
 
 POLL_S = 0.1
+RESTORE_S = 0.1
+"""One slice of a restoration, between two polls."""
+BUSY_S = 2.0
+"""So long at most the records of one poll keep the worker from the next."""
+FIRST_SLICE = 64
+"""Records, while it is not known how long one takes."""
+UNREADABLE_TRIES = 3
+DISK_CHECK_S = 5.0
 IDLE_CHECK_S = 5.0
 LAG_EVERY_S = 1.0
 FIRST_BACKOFF_S = 0.5
@@ -31,7 +58,7 @@ FENCED_AGAIN_S = 60.0
 log = structlog.get_logger(__name__)
 
 TransactionResult = Literal["committed", "aborted", "fenced"]
-Connect = Callable[[OnRebalance], tuple[Source, Sink]]
+Connect = Callable[[OnRebalance], Clients]
 
 
 class Observer(Protocol):
@@ -39,10 +66,24 @@ class Observer(Protocol):
 
     def state(self, name: str) -> None: ...
     def played(self, played: Played, now_s: float) -> None: ...
-    def rebalanced(self, change: Rebalance) -> None: ...
+    def rebalanced(self, change: Rebalance, left: int) -> None:
+        """``left`` contexts went out of memory with their partitions."""
+        ...
+
     def committed(self, result: TransactionResult, now_s: float) -> None: ...
+    def barrier(self, result: TransactionResult, seconds: float, size: int) -> None: ...
     def lag(self, lag: dict[Partition, int]) -> None: ...
-    def contexts(self, count: int, parameter_bytes: int, buffer_bytes: int) -> None: ...
+    def kept(self, kept: Kept) -> None: ...
+
+
+class Kept(NamedTuple):
+    """What the worker holds for its contexts."""
+
+    in_memory: int
+    on_disk: int
+    parameter_bytes: int
+    buffer_bytes: int
+    disk_bytes: int
 
 
 class Patience:
@@ -70,7 +111,10 @@ class Patience:
 
 
 class Worker:
-    """A member of the consumer group: one learner for each partition assigned to it."""
+    """A member of the consumer group: one learner for each partition assigned to it.
+
+    ``beat`` is called at each turn of the loop, for a watchdog.
+    """
 
     def __init__(
         self,
@@ -79,19 +123,26 @@ class Worker:
         connect: Connect,
         observers: Sequence[Observer] = (),
         publish: bool = True,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._initialization = initialization
         self._connect = connect
         self._observers = tuple(observers)
         self._publish = publish
-        self._players: dict[Partition, PartitionPlayer] = {}
+        self._beat = beat
+        self._tenures: dict[Partition, Tenure] = {}
         self._offsets: dict[Partition, int] = {}
+        self._pending: deque[tuple[Partition, Sequence[Record]]] = deque()
+        self._paused = False
+        self._disk_full = False
         self._uncommitted = 0
+        self._pace_s = 0.0  # of one record, lately
         self._committed_at = self._active_at = self._lag_at = time.monotonic()
+        self._disk_at = 0.0
         self._lost = False
-        self._source: Source | None = None
-        self._sink: Sink | None = None
+        self._unreadable: dict[Partition, tuple[int, int]] = {}  # offset, tries
+        self._clients: Clients | None = None
         self._limit = self._new_limit()
         self._patience = Patience(config.kafka.unavailable_limit_s)
         self._stop = threading.Event()
@@ -100,18 +151,26 @@ class Worker:
 
     @property
     def learners(self) -> dict[Partition, Learner]:
-        return {partition: player.learner for partition, player in self._players.items()}
+        """Of the partitions whose state is restored."""
+        found = {partition: tenure.learner for partition, tenure in list(self._tenures.items())}
+        return {partition: learner for partition, learner in found.items() if learner is not None}
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether a partition's state is not there yet."""
+        return any(tenure.learner is None for tenure in self._tenures.values())
 
     @property
     def owns_partitions(self) -> bool:
-        """Safe to ask from another thread."""
-        return bool(self._players)
+        """Whether it plays at least one partition. Safe to ask from another thread."""
+        return bool(self.learners)
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop``; then commit and leave.
 
-        Raises UnavailableError when the broker stays away beyond the limit, FencedError when a
-        twin keeps taking over, TooManyRejectedError and GapError as they come.
+        Raises UnavailableError when the broker stays away beyond the limit, StoreError when the
+        disk does, FencedError when a twin keeps taking over, TooManyRejectedError, GapError and
+        IncompatibleError as they come.
         """
         self._stop = stop
         fenced_at = -FENCED_AGAIN_S
@@ -121,6 +180,8 @@ class Worker:
                 while not stop.is_set():
                     self.run_once()
             except BackendError as error:
+                if isinstance(error, UnreadableError):
+                    self._note_unreadable(error)
                 self._drop()
                 now = time.monotonic()
                 if isinstance(error, FencedError):
@@ -128,18 +189,15 @@ class Worker:
                         self._tell_state("failed")
                         raise
                     fenced_at = now
-                limit_s = self._config.kafka.unavailable_limit_s
                 wait_s = self._patience.failed(now)
                 if wait_s is None:
                     self._tell_state("failed")
-                    raise UnavailableError(
-                        f"gave up after {limit_s:g} s without a working broker: {error}"
-                    ) from error
+                    raise self._giving_up(error) from error
                 log.warning(
                     "broker_failed",
                     error=str(error),
                     retry_in_s=round(wait_s, 1),
-                    limit_s=limit_s,
+                    limit_s=self._config.kafka.unavailable_limit_s,
                 )
                 self._wait(stop, wait_s)
             except BaseException:
@@ -151,9 +209,9 @@ class Worker:
 
     def open(self) -> None:
         """Connect, if not connected."""
-        if self._source is None:
+        if self._clients is None:
             self._tell_state("starting")
-            self._source, self._sink = self._connect(self._on_rebalance)
+            self._clients = self._connect(self._on_rebalance)
             self._active_at = time.monotonic()
             log.info("connected", topic=self._config.topics.events)
 
@@ -162,18 +220,23 @@ class Worker:
 
         They become visible at the next commit, which is made here when it is due.
         """
-        assert self._source is not None, "open() first"
+        assert self._clients is not None, "open() first"
         self.loop_at = time.monotonic()
-        polled = self._source.poll(timeout_s)
+        self._beat()
+        restoring = self._restore()
+        self._hold(bool(self._pending) or self._disk_full)
+        busy = restoring or (self._pending and not self._disk_full)
+        polled = self._clients.source.poll(0.0 if busy else timeout_s)
         if self._lost:
             self._lost = False
             raise BackendError("the group moved on without this worker")
-        count = sum(self._play(partition, records) for partition, records in polled.items())
+        self._pending.extend(polled.items())
+        count = self._play_pending(time.monotonic() + BUSY_S)
         now = time.monotonic()
-        if count:
+        if count or restoring:
             self._active_at = now
         elif now - self._active_at > IDLE_CHECK_S:
-            self._source.check()
+            self._clients.source.check()
             self._patience.heard()
             self._active_at = now
         if self._due(now):
@@ -182,50 +245,150 @@ class Worker:
             self._report(now)
         return count
 
-    def commit(self) -> None:
-        """Make everything since the last commit visible, offsets included."""
-        self._committed_at = time.monotonic()
-        if not self._offsets:
+    def commit(self, whole: Collection[Partition] = ()) -> None:
+        """Make everything since the last commit visible, offsets included.
+
+        With the barriers that are due, and those of the partitions in ``whole``.
+        """
+        started = self._committed_at = time.monotonic()
+        due = {
+            partition: tenure
+            for partition, tenure in self._tenures.items()
+            if tenure.barrier_due(started) or (partition in whole and tenure.has_barrier())
+        }
+        if not self._offsets and not due:
             return
-        assert self._source is not None
-        assert self._sink is not None
+        assert self._clients is not None
+        barrier: list[Message] = []
+        for partition, tenure in due.items():
+            barrier += tenure.barrier()
+            self._offsets[partition] = tenure.commit_offset  # so that the broker fences a zombie
+        source, sink, _ = self._clients
         try:
-            self._sink.commit(self._offsets, self._source.member(), self._stop)
+            positions = sink.commit(self._offsets, source.member(), barrier, self._stop)
         except BackendError as error:
-            self._tell_committed("fenced" if isinstance(error, FencedError) else "aborted")
+            result: TransactionResult = "fenced" if isinstance(error, FencedError) else "aborted"
+            self._tell_committed(result)
+            if due:
+                self._tell_barrier(result, started, barrier)
             raise
         self._offsets = {}
         self._uncommitted = 0
+        for partition, tenure in due.items():
+            tenure.barrier_committed(
+                positions[Partition(self._config.topics.state, partition.index)]
+            )
         self._patience.heard()
         self._tell_committed("committed")
+        if due:
+            self._tell_barrier("committed", started, barrier)
 
     def close(self) -> None:
-        """Commit, leave the group, close the clients."""
+        """Commit with all state, leave the group, close the clients."""
         try:
-            self.commit()
+            self.commit(whole=list(self._tenures))
         except BackendError as error:
             log.warning("last_commit_failed", error=str(error))
         self._drop()
 
+    def _restore(self) -> bool:
+        """Carry restorations on for a while; say whether any was under way."""
+        waiting = [item for item in self._tenures.items() if item[1].learner is None]
+        deadline = time.monotonic() + RESTORE_S
+        for partition, tenure in waiting:
+            start = tenure.restore(max(0.0, deadline - time.monotonic()))
+            if start is None:
+                break
+            self._start(partition, start)
+        return bool(waiting)
+
+    def _start(self, partition: Partition, offset: int) -> None:
+        """Let a restored partition flow, past what was found unreadable."""
+        assert self._clients is not None
+        source, sink, _ = self._clients
+        where, tries = self._unreadable.get(partition, (-1, 0))
+        if where == offset and tries >= UNREADABLE_TRIES:
+            next_offset = source.next_readable(partition, offset)
+            log.error("passed_over", partition=partition.index, offset=offset, until=next_offset)
+            sink.send([self._tenures[partition].pass_over(offset, next_offset)])
+            self._offsets[partition] = offset = next_offset
+            del self._unreadable[partition]
+        source.start(partition, offset)
+        self._tell_state("restoring" if self.is_restoring else "ready")
+
+    def _hold(self, hold: bool) -> None:
+        """Pause the partitions while there is enough to do: a poll then only keeps membership."""
+        assert self._clients is not None
+        if hold != self._paused:
+            self._paused = hold
+            (self._clients.source.pause if hold else self._clients.source.resume)()
+
+    def _play_pending(self, deadline: float) -> int:
+        """Play what was polled, in slices that a slow learner cannot hold the loop with."""
+        count = 0
+        while self._pending and not self._disk_full:
+            partition, records = self._pending.popleft()
+            now = time.monotonic()
+            left_s = deadline - now
+            room = FIRST_SLICE if self._pace_s == 0 else max(1, int(left_s / self._pace_s))
+            if room < len(records):
+                self._pending.appendleft((partition, records[room:]))
+                records = records[:room]
+            played = self._play(partition, records)
+            count += played
+            self._pace_s = (time.monotonic() - now) / played if played else self._pace_s
+            if time.monotonic() >= deadline:
+                break
+        return count
+
     def _play(self, partition: Partition, records: Sequence[Record]) -> int:
-        player = self._players.get(partition)
-        if player is None or not records:
+        tenure = self._tenures.get(partition)
+        if tenure is None or not records:
             return 0
-        played = player.play(records)
-        assert self._sink is not None
-        if played.messages:
-            self._sink.send(played.messages)
-        self._offsets[partition] = played.next_offset
-        self._uncommitted += played.records
-        now_s = time.time()
-        for observer in self._observers:
-            observer.played(played, now_s)
-        if played.rejected:
-            self._log_rejected(played)
-        if played.limit_exceeded:
-            self.commit()
-            raise TooManyRejectedError(self._too_many(played))
-        return played.records
+        assert self._clients is not None
+        count = 0
+        for played in tenure.play(records):
+            if played.messages:
+                self._clients.sink.send(played.messages)
+            self._offsets[partition] = tenure.commit_offset
+            self._uncommitted += played.records
+            count += played.records
+            now_s = time.time()
+            for observer in self._observers:
+                observer.played(played, now_s)
+            if not played.live:
+                continue
+            if played.rejected:
+                self._log_rejected(played)
+            if played.limit_exceeded:
+                self.commit(whole=[partition])
+                raise TooManyRejectedError(self._too_many(played))
+        return count
+
+    def _note_unreadable(self, error: UnreadableError) -> None:
+        """Commit what stands before it, so that the next life begins there; count the tries."""
+        partition = Partition(error.topic, error.partition)
+        where, tries = self._unreadable.get(partition, (-1, 0))
+        tries = tries + 1 if where == error.offset else 1
+        self._unreadable[partition] = (error.offset, tries)
+        log.warning(
+            "unreadable",
+            partition=partition.index,
+            offset=error.offset,
+            tries=tries,
+            why=str(error),
+        )
+        try:
+            self._play_pending(time.monotonic() + BUSY_S)
+            self.commit(whole=[partition])
+        except BackendError as failed:
+            log.warning("commit_before_unreadable_failed", error=str(failed))
+
+    def _giving_up(self, error: BackendError) -> BackendError:
+        limit_s = self._config.kafka.unavailable_limit_s
+        if isinstance(error, StoreError | DamagedError):
+            return StoreError(f"gave up after {limit_s:g} s: {error}")
+        return UnavailableError(f"gave up after {limit_s:g} s without a working broker: {error}")
 
     def _log_rejected(self, played: Played) -> None:
         """One line for each batch that had some, with the first as its example."""
@@ -252,36 +415,63 @@ class Worker:
 
     def _due(self, now: float) -> bool:
         worker = self._config.worker
-        return self._uncommitted >= worker.commit_events or (
-            bool(self._offsets) and (now - self._committed_at) * 1000 >= worker.commit_interval_ms
-        )
+        if self._uncommitted >= worker.commit_events:
+            return True
+        if (now - self._committed_at) * 1000 < worker.commit_interval_ms:
+            return False
+        return bool(self._offsets) or any(t.barrier_due(now) for t in self._tenures.values())
 
     def _report(self, now: float) -> None:
-        assert self._source is not None
+        assert self._clients is not None
         self._lag_at = now
-        lag = dict(self._source.lag())
-        learners = [player.learner for player in self._players.values()]
+        source = self._clients.source
+        lag = dict(source.lag())
+        learners = self.learners.values()
+        kept = Kept(
+            sum(map(len, learners)),
+            sum(tenure.stored_contexts for tenure in self._tenures.values()),
+            sum(learner.parameter_bytes for learner in learners),
+            sum(learner.buffer_bytes for learner in learners),
+            sum(tenure.disk_bytes for tenure in self._tenures.values()),
+        )
         for observer in self._observers:
             observer.lag(lag)
-            observer.contexts(
-                sum(map(len, learners)),
-                sum(learner.parameter_bytes for learner in learners),
-                sum(learner.buffer_bytes for learner in learners),
-            )
+            observer.kept(kept)
+        for partition, tenure in self._tenures.items():
+            name = f"{partition.topic}-{partition.index}"
+            check_partitions(name, tenure.standing.partitions, source.partitions(), self._config)
+            break  # they are all of one topic
+        if now - self._disk_at > DISK_CHECK_S:
+            self._disk_at = now
+            self._check_disk()
+
+    def _check_disk(self) -> None:
+        """Stop to consume before the disk is full; go on when there is room again."""
+        free = [t.free_bytes for t in self._tenures.values()]
+        known = [size for size in free if size is not None]
+        limit = self._config.state.min_free_mb * 1e6
+        full = bool(known) and min(known) < limit
+        if full != self._disk_full:
+            self._disk_full = full
+            log.error("disk_full" if full else "disk_free", free_mb=round(min(known) / 1e6))
 
     def _on_rebalance(self, change: Rebalance) -> None:
         """Called from within poll and close, while the loop waits."""
         if change.lost:
             self._lost = True
-        elif change.revoked & set(self._offsets):
-            self.commit()
-        for partition in change.revoked | change.lost:
-            self._players.pop(partition, None)
+        elif change.revoked:
+            self.commit(whole=change.revoked)
+        left = 0
+        gone = change.revoked | change.lost
+        for partition in gone:
+            tenure = self._tenures.pop(partition, None)
             self._offsets.pop(partition, None)
-        for partition in change.assigned:
-            self._players[partition] = PartitionPlayer(
-                partition, self._config, self._initialization, self._limit, self._publish
-            )
+            if tenure is not None:
+                left += len(tenure.learner or ())
+                tenure.close()
+        self._pending = deque(item for item in self._pending if item[0] not in gone)
+        for partition in sorted(change.assigned):
+            self._tenures[partition] = self._new_tenure(partition)
         log.info(
             "rebalanced",
             assigned=sorted(p.index for p in change.assigned),
@@ -289,29 +479,45 @@ class Worker:
             lost=sorted(p.index for p in change.lost),
         )
         for observer in self._observers:
-            observer.rebalanced(change)
+            observer.rebalanced(change, left)
         if change.assigned:
-            self._tell_state("ready")
+            self._tell_state("restoring")
+
+    def _new_tenure(self, partition: Partition) -> Tenure:
+        assert self._clients is not None
+        return Tenure(
+            partition,
+            self._clients.source.standing(partition),
+            self._config,
+            self._initialization,
+            self._limit,
+            self._publish,
+            self._clients.state if self._config.state.enabled else None,
+        )
 
     def _drop(self) -> None:
         """Forget the open transaction and the partitions; close the clients."""
         self._offsets = {}
+        self._pending.clear()
         self._uncommitted = 0
-        sink, source, self._sink, self._source = self._sink, self._source, None, None
-        for client in (sink, source):
-            if client is None:
-                continue
-            try:
-                client.close()  # aborts what is open
-            except BackendError as error:
-                log.warning("close_failed", error=str(error))
-        self._players = {}
+        tenures, self._tenures = self._tenures, {}
+        for tenure in tenures.values():
+            tenure.close()
+        clients, self._clients = self._clients, None
+        if clients is not None:
+            for client in (clients.sink, clients.source, clients.state):
+                try:
+                    client.close()  # the sink aborts what is open
+                except BackendError as error:
+                    log.warning("close_failed", error=str(error))
+        self._paused = self._disk_full = False
         self._lost = False  # closing a broken source tells its partitions as lost
         self._limit = self._new_limit()
 
     def _wait(self, stop: threading.Event, seconds: float) -> None:
         """Wait out a back-off; the loop counts as alive meanwhile."""
         self.loop_at = time.monotonic() + seconds
+        self._beat()
         stop.wait(seconds)
 
     def _new_limit(self) -> RejectionLimit:
@@ -328,3 +534,10 @@ class Worker:
         now_s = time.time()
         for observer in self._observers:
             observer.committed(result, now_s)
+
+    def _tell_barrier(
+        self, result: TransactionResult, started: float, messages: Sequence[Message]
+    ) -> None:
+        size = sum(len(m.key or b"") + len(m.value or b"") for m in messages)
+        for observer in self._observers:
+            observer.barrier(result, time.monotonic() - started, size)

@@ -22,7 +22,8 @@ LAYERS = [
     {"config"},
     {"learner", "meta"},
     {"backends"},
-    {"worker", "partition", "meta_trainer", "evaluation", "feed", "compat"},
+    {"worker", "tenure", "recovery", "partition", "watchdog"}
+    | {"meta_trainer", "evaluation", "feed", "compat"},
     # What the commands do, each imported when it is called.
     {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"},
     {"flags", "process"},

@@ -38,10 +38,7 @@ class Scene:
 
     def play(self) -> None:
         self.watch.follow(self.worker)
-        self.worker.open()
-        while self.worker.run_once(timeout_s=0):
-            pass
-        self.worker.commit()
+        wire.drain(self.worker)
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.watch.metrics.registry.get_sample_value(f"streammaml_{name}", labels)
@@ -116,7 +113,7 @@ def test_events_without_a_time_leave_the_newest_time_alone() -> None:
     worker = Worker(config, wire.initialization(config), wire.Connector(broker, config), [watch])
 
     worker.open()
-    while worker.run_once(timeout_s=0):
+    while worker.run_once(timeout_s=0) or worker.is_restoring:
         pass
 
     newest = watch.metrics.registry.get_sample_value("streammaml_last_event_timestamp_seconds")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from streammaml.backends.memory import MemoryBroker
-from streammaml.backends.ports import Message, OnRebalance, Partition, Sink, Source
+from streammaml.backends.ports import Clients, Message, OnRebalance, Partition
 from streammaml.config import Config
 from streammaml.errors import (
     BackendError,
@@ -22,20 +22,13 @@ from streammaml.errors import (
 from streammaml.events import Reason
 from streammaml.worker import Worker
 from tests import wire
+from tests.wire import drain
 
 DEADLINE_S = 60.0
 
 
 def make(broker: MemoryBroker, settings: Config) -> Worker:
     return Worker(settings, wire.initialization(settings), wire.Connector(broker, settings))
-
-
-def drain(worker: Worker) -> None:
-    """Play what there is and commit it."""
-    worker.open()
-    while worker.run_once(timeout_s=0):
-        pass
-    worker.commit()
 
 
 def predicted(broker: MemoryBroker) -> Counter[str]:
@@ -66,7 +59,7 @@ def test_nothing_is_visible_before_the_commit() -> None:
     broker.append(wire.stream(10))
     worker = make(broker, settings)
     worker.open()
-    while worker.run_once(timeout_s=0):
+    while worker.run_once(timeout_s=0) or worker.is_restoring:
         pass
 
     before = predicted(broker)
@@ -290,7 +283,7 @@ def test_a_stop_commits_what_was_played() -> None:
 def test_a_broker_that_stays_away_ends_the_worker_with_its_own_exit_code() -> None:
     settings = wire.config(kafka={"unavailable_limit_s": 0.2})
 
-    def connect(on_rebalance: OnRebalance) -> tuple[Source, Sink]:
+    def connect(on_rebalance: OnRebalance) -> Clients:
         raise UnavailableError("no broker answers at nowhere:9092")
 
     worker = Worker(settings, wire.initialization(settings), connect)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource
-from streammaml.backends.ports import Message, OnRebalance, Sink, Source
+from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource, MemoryStateLog
+from streammaml.backends.ports import Clients, Message, OnRebalance
 from streammaml.config import Config, spec_of
 from streammaml.events import Decisions
 from streammaml.initialization import Initialization, draw
 from streammaml.learner.state import new_packed
+from streammaml.worker import Worker
+
+
+@cache
+def _folders() -> str:
+    """Where the workers of this run keep their state; removed at its end."""
+    folder = tempfile.mkdtemp(prefix="streammaml-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def config(**sections: dict[str, Any]) -> Config:
@@ -24,6 +37,7 @@ def config(**sections: dict[str, Any]) -> Config:
             "learner": {"hidden": [8]},
             "topics": {"partitions": 2},
             "kafka": {"instance": "one"},
+            "state": {"directory": tempfile.mkdtemp(dir=_folders())},
         },
         sections,
     )
@@ -62,10 +76,18 @@ def stream(count: int, contexts: int = 5, seed: int = 0) -> list[Message]:
 
 def decisions(events: int, slots: int = 2, **rows: Any) -> Decisions:
     """Nothing remarkable on ``events`` unlabelled events, save the rows that are given."""
-    made = Decisions(new_packed(events, slots), rows.pop("evicted", 0))
+    made = Decisions(new_packed(events, slots), rows.pop("evicted", 0), rows.pop("expired", 0))
     for name, values in rows.items():
         getattr(made, name)[:] = values
     return made
+
+
+def drain(worker: Worker) -> None:
+    """Restore what is to be restored, play what there is and commit it."""
+    worker.open()
+    while worker.run_once(timeout_s=0) or worker.is_restoring:
+        pass
+    worker.commit()
 
 
 class Connector:
@@ -76,8 +98,9 @@ class Connector:
         self._config = settings
         self.connections = 0
 
-    def __call__(self, on_rebalance: OnRebalance) -> tuple[Source, Sink]:
+    def __call__(self, on_rebalance: OnRebalance) -> Clients:
         self.connections += 1
         instance = self._config.kafka.instance
         sink = MemorySink(self._broker, self._config, instance)
-        return MemorySource(self._broker, self._config, instance, on_rebalance), sink
+        source = MemorySource(self._broker, self._config, instance, on_rebalance)
+        return Clients(source, sink, MemoryStateLog(self._broker, self._config))

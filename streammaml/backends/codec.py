@@ -325,6 +325,19 @@ class OutputEncoder:
             value = b""  # Kafka takes no record without both
         return Message(self._topics.dead_letters, key, value, headers)
 
+    def unreadable(self, partition: Partition, offset: int, next_offset: int) -> Message:
+        """Offsets that the client cannot decode, by reference: headers only."""
+        last = next_offset - 1
+        headers = [
+            ("topic", partition.topic.encode()),
+            ("partition", str(partition.index).encode()),
+            ("offset", str(offset).encode()),
+            ("last_offset", str(last).encode()),
+            ("error", Reason.DECODE.encode()),
+            ("message", b"the client cannot decode what the broker holds here"),
+        ]
+        return Message(self._topics.dead_letters, None, b"", headers)
+
 
 def _with_share(names: Sequence[str], share: Floats, row: list[float]) -> dict[str, float]:
     return {name: p for name, p, exact in zip(names, row, share, strict=True) if exact > 0}

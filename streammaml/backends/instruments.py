@@ -20,6 +20,8 @@ from streammaml.events import DriftLevel, Reason, Result, Trigger
 
 PREFIX = "streammaml_"
 LOSS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+INNER_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 AGE_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
 EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 NORM = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
@@ -63,6 +65,16 @@ NAMES = {
     "transactions_total": Name(
         Counter, "Transactions by their end.", {"result": ("committed", "aborted", "fenced")}
     ),
+    "events_replayed_total": Name(Counter, "Events learnt again after a recovery."),
+    "barriers_total": Name(
+        Counter,
+        "Commits that wrote state, by their end.",
+        {"result": ("committed", "aborted", "fenced")},
+    ),
+    "barrier_duration_seconds": Name(
+        BatchHistogram, "Time of a commit that wrote state.", {}, INNER_S
+    ),
+    "barrier_bytes": Name(BatchHistogram, "State written by one commit.", {}, BYTES),
     "contexts": Name(Gauge, "Contexts with a model.", {"tier": ("memory", "disk")}),
     "contexts_evicted_total": Name(
         Counter, "Contexts that left memory.", {"reason": ("capacity", "ttl", "revoked")}

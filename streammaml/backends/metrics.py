@@ -79,6 +79,8 @@ class Metrics:
             )
         if decisions.evicted:
             self.evicted("capacity", decisions.evicted)
+        if decisions.expired:
+            self.evicted("ttl", decisions.expired)
 
     def event_times(self, times_s: Floats, now_s: float) -> None:
         """Take in the event times [B] of what was learnt; NaN where an event has none.
@@ -137,6 +139,15 @@ class Metrics:
         self._all.add("transactions_total", result)
         if ok:
             self._all.set("last_commit_timestamp_seconds", to=now_s)
+
+    def replayed(self, events: int) -> None:
+        self._all.add("events_replayed_total", n=events)
+
+    def barrier(self, result: str, seconds: float, size: int) -> None:
+        """Count a commit that wrote ``size`` bytes of state in ``seconds``."""
+        self._all.add("barriers_total", result)
+        self._all.histograms["barrier_duration_seconds"].observe_many(np.array([seconds]))
+        self._all.histograms["barrier_bytes"].observe_many(np.array([float(size)]))
 
     def contexts(self, memory: int, disk: int = 0) -> None:
         self._all.set("contexts", "memory", to=memory)

@@ -6,74 +6,93 @@ a stream into batches differently changes no bit of any decision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from river import base
 
 from streammaml.config import Config, spec_of
+from streammaml.errors import DamagedError
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
 from streammaml.initialization import Initialization, check_fits
 from streammaml.learner import detectors
+from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
-from streammaml.learner.kernels.bundle import Bundle, bundle
+from streammaml.learner.kernels.bundle import bundle
+from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
+from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
+    ContextState,
     Ints,
     Policy,
-    grow,
     meta_of,
-    new_contexts,
     new_packed,
     new_scratch,
     new_stream,
 )
+from streammaml.learner.versions import Versions, is_same
+from streammaml.learner.watch import Watch
+from streammaml.sealed import OVERHEAD_BYTES
 
-FIRST_CAPACITY = 16
-FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+EVENTS, BARRIER, EXPIRED = 1, 0, 3
+"""Places in ``StreamState.counts`` and ``StreamState.marks``."""
 
 
 class Learner:
     """MAML over the contexts of one partition: profile ``maml``.
 
-    Contexts beyond ``learner.max_contexts`` are forgotten, least recently used first.
+    At most ``learner.max_contexts`` contexts are in memory. Beyond, the least recently used leave
+    for the ``shelf`` and come back at their next event; without one they are forgotten.
+
+    What is durable: :meth:`snapshot` gives what changed since the last :meth:`mark`;
+    :meth:`restore` takes the stream-wide part back, and contexts come from the shelf.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation", 2017.
     """
 
-    def __init__(self, config: Config, initialization: Initialization) -> None:
+    def __init__(
+        self, config: Config, initialization: Initialization, shelf: Shelf | None = None
+    ) -> None:
         learner = config.learner
-        self._regression = config.label.task is Task.REGRESSION
+        self._config = config
         self._spec = spec_of(config)
         check_fits(initialization, self._spec)
         prototype = detectors.build(learner.detector, config.label.task)
+        compiled = detectors.is_compiled(learner.detector, config.label.task)
+        self._prototype = None if compiled else prototype
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
         self._meta = meta_of(initialization)
-        self._limit = learner.max_contexts
-        self._rows: dict[Context, int] = {}
-        self._names: list[Context] = []  # by row
-        self._contexts = new_contexts(
-            min(FIRST_CAPACITY, self._limit),
-            self._meta,
-            learner.support_size,
-            self._schema.width,
-            learner.baseline_rate > 0,
-        )
-        known = 0 if self._regression else len(self.labels.classes)
+        known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
+        self._form = Format(config)
+        self._versions = Versions(self._spec, self._form.fingerprint)
+        self._versions.keep(initialization)
+        self._watch = Watch(self._prototype, self._form.fingerprint)
+        self._memory = Memory(
+            config, self._form, self._versions.thetas, self._stream, self._watch, shelf
+        )
+        self._rows = self._memory.rows
+        self._detectors = self._watch.detectors
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
-        self._bundle = self._new_bundle()
-        compiled = detectors.is_compiled(learner.detector, config.label.task)
-        self._prototype = None if compiled else prototype
-        self._detectors: dict[int, detectors.Detector] = {}
-        self._evicted = 0
+        self._taken_at = 0
+        self._new_bundle()
 
     def __len__(self) -> int:
         """Contexts in memory."""
         return len(self._rows)
+
+    def __contains__(self, context: Context) -> bool:
+        """Whether a context is in memory."""
+        return context in self._rows
+
+    @property
+    def _contexts(self) -> ContextState:
+        return self._memory.contexts
 
     @property
     def width(self) -> int:
@@ -95,99 +114,185 @@ class Learner:
         """Version of the initialization in use."""
         return self._meta.version
 
+    @property
+    def events(self) -> int:
+        """Events played since the partition began."""
+        return int(self._stream.counts[EVENTS])
+
+    @property
+    def clock_s(self) -> float:
+        """The largest event time; NaN where no event had one."""
+        return float(self._stream.clock[0])
+
+    @property
+    def changed_bytes(self) -> int:
+        """About the bytes that changed since the last mark; more than those, if anything."""
+        _, contexts, weights, _ = self._stream.marks.tolist()
+        heavy = 4 * self._form.parameters + OVERHEAD_BYTES
+        return int(contexts * self._form.largest + weights * heavy)
+
+    # --- the initialization --------------------------------------------------------------------
+
     def swap(self, initialization: Initialization) -> None:
         """Use a new initialization; fast weights stay until their next adaptation from θ.
 
-        InitializationError if it was made for another model or another order of classes.
+        InitializationError if it was made for another model or another order of classes, or if
+        this partition knows its version with other numbers.
         """
         check_fits(initialization, self._spec)
         self.labels.check_order(initialization.classes)
+        self._versions.keep(initialization)
+        self._use(initialization)
+
+    def same_initialization(self, initialization: Initialization) -> bool:
+        """Whether this version with these numbers is in use."""
+        version = initialization.version
+        return version == self.version and is_same(self._versions[version], initialization)
+
+    def _use(self, initialization: Initialization) -> None:
         self._meta = meta_of(initialization)
-        self._bundle = self._new_bundle()
+        self._new_bundle()
+
+    # --- events --------------------------------------------------------------------------------
 
     def collate(self, events: Sequence[Event]) -> Collated:
         """Stack events for :meth:`step`; learns the classes of an open label as they appear."""
         return self._schema.collate(events, self.labels)
 
     def step(self, batch: Batch) -> Decisions:
-        """Predict and score every event with what was known before it, then learn from it."""
+        """Predict and score every event with what was known before it, then learn from it.
+
+        DamagedError and IncompatibleError where the shelf holds what is no state of this model.
+        """
         size = len(batch.contexts)
         self._check(batch)
         packed = new_packed(size, self._stream.known.shape[0])
         rows = np.empty(size, np.int64)
-        self._evicted = 0
+        memory = self._memory
+        evicted, expired = memory.evicted, int(self._stream.marks[EXPIRED])
         first = 0
         find = self._rows.get
         for i, context in enumerate(batch.contexts):
             row = find(context)
             if row is None:
-                if len(self._rows) == self._limit:
+                if memory.is_full:
                     self._play(batch, rows, first, i, packed)
                     first = i
-                row = self._new_row(context)
+                    memory.make_room(batch.contexts, i)
+                row = memory.admit(batch.contexts, i)
             rows[i] = row
         self._play(batch, rows, first, size, packed)
-        return Decisions(packed, self._evicted)
+        expired = int(self._stream.marks[EXPIRED]) - expired
+        return Decisions(packed, memory.evicted - evicted, expired)
 
-    def _new_bundle(self) -> Bundle:
+    def _new_bundle(self) -> None:
         """Again whenever an array was replaced."""
         packed = new_packed(0, self._stream.known.shape[0])
-        return bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch, packed)
+        self._bundled = self._contexts
+        self._bundle = bundle(
+            self._contexts, self._stream, self._meta, self._policy, self._scratch, packed
+        )
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
         assert batch.x.shape == (len(batch.contexts), self._schema.width)
         assert batch.x.flags.c_contiguous
         assert batch.x.dtype == FLOAT32  # another type is seconds of compiling
-        assert batch.y.dtype == FLOAT64
-        assert batch.y.shape == batch.x.shape[:1]
-
-    def _new_row(self, context: Context) -> int:
-        row = len(self._rows)
-        if row == self._limit:
-            row = self._evict()
-        elif row == self._contexts.labels.shape[0]:
-            self._contexts = grow(self._contexts, min(2 * row, self._limit))
-            self._bundle = self._new_bundle()
-        self._rows[context] = row
-        self._names[row : row + 1] = [context]
-        return row
-
-    def _evict(self) -> int:
-        """Forget the least recently used context; return its row."""
-        row = int(self._contexts.used.argmin())
-        del self._rows[self._names[row]]
-        self._detectors.pop(row, None)
-        self._contexts.version[row] = -1
-        self._evicted += 1
-        return row
+        assert batch.y.dtype == batch.times.dtype == FLOAT64
+        assert batch.offsets.dtype == INT64
+        assert batch.y.shape == batch.times.shape == batch.offsets.shape == batch.x.shape[:1]
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        if self._prototype is None:
-            kernel.play(self._bundle, rows, batch.x, batch.y, first, last, packed)
+        if self._bundled is not self._contexts:  # they grew
+            self._new_bundle()
+        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
+        if not self._watch:
+            kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
             return
         decisions = Decisions(packed)
         for i in range(first, last):
-            kernel.play_to_signal(self._bundle, rows, batch.x, batch.y, i, packed)
+            row = int(rows[i])
+            kernel.play_to_signal(self._bundle, rows, x, y, times, i, packed)
+            if self._contexts.ledger[row, 0] == 0:
+                self._watch.begin(row)
             level = DriftLevel.STABLE
-            if not np.isnan(batch.y[i]):
-                level = self._detect(int(rows[i]), batch, decisions, i)
-            kernel.play_from_level(self._bundle, rows, batch.x, batch.y, i, int(level), packed)
+            if not np.isnan(y[i]):
+                wrong = bool(decisions.predictions[i].argmax() != y[i])
+                level = self._watch.update(row, float(decisions.signal[i]), wrong)
+            kernel.play_from_level(self._bundle, rows, x, y, offsets, i, int(level), packed)
 
-    def _detect(self, row: int, batch: Batch, decisions: Decisions, i: int) -> DriftLevel:
-        """Ask the context's river detector, a new one after each drift."""
-        detector = self._detectors.get(row)
-        if detector is None:
-            assert self._prototype is not None
-            detector = self._detectors[row] = self._prototype.clone()
-        if isinstance(detector, base.BinaryDriftDetector):
-            detector.update(bool(decisions.predictions[i].argmax() != batch.y[i]))
-        else:
-            detector.update(float(decisions.signal[i]))
-        level = detectors.level_of(detector)
-        if level is DriftLevel.DRIFT:
-            del self._detectors[row]
-        return level
+    # --- durable state -------------------------------------------------------------------------
+
+    def snapshot(self) -> list[Item]:
+        """Keys and values of all in memory that changed since the last mark; None: to delete.
+
+        Together with what was spilled since, and over it, the state of the partition.
+        """
+        items: list[Item] = list(self._memory.changes())
+        items += self._versions.changes()
+        value = self._form.pack_stream(self._stream, self.version, self.labels.classes)
+        items.append((STREAM, value))
+        self._taken_at = self.events
+        self._versions.taken()
+        self._watch.taken()
+        return items
+
+    def mark(self) -> None:
+        """The latest snapshot, and what was spilled before it, is durable."""
+        self._memory.mark(self._taken_at)
+        self._versions.mark()
+
+    def restore(self, values: Mapping[bytes, bytes]) -> None:
+        """Take the stream-wide state of a snapshot back, into a learner that played nothing.
+
+        ``values``: the records whose keys begin with ``@``; without ``@stream`` there is nothing to
+        take. The initialization in use is then the one that was; :meth:`swap` to the configured
+        one if :meth:`same_initialization` says no. DamagedError, or IncompatibleError of another
+        model.
+        """
+        assert self.events == 0
+        if STREAM not in values:
+            return
+        version, classes = self._form.unpack_stream(values[STREAM], self._stream)
+        self._versions.restore(values)
+        if version not in self._versions.thetas:
+            raise DamagedError(f"initialization version {version} is in use, and is not stored")
+        self.labels = Labels(self._config.label, classes)
+        self._stream.marks[:] = 0
+        self._stream.marks[BARRIER] = self._taken_at = self.events
+        self._use(self._versions[version])
+
+    def sweep(self) -> list[bytes]:
+        """Drop the contexts that were not seen for longer than ``state.ttl_s``; keys to delete.
+
+        Frees room and changes no decision: such a context begins anew at its next event anyway. It
+        may do so before its keys are deleted: what a snapshot gives for a key goes over that.
+        """
+        if self._policy.ttl_s <= 0:
+            return []
+        return self._memory.sweep(self.clock_s, self._policy.ttl_s)
+
+    def last_offset(self, context: Context) -> int:
+        """Offset of the last event that a context has learnt; -1 where it is not known."""
+        return self._memory.last_offset(context)
+
+    def ledger(self, context: Context) -> tuple[int, int, int] | None:
+        """Events applied, offset of the latest, rolling hash of a context; None: not known."""
+        found = self._memory.find(context)
+        if found is None:
+            return None
+        applied, last, rolling = found[0]["ledger"][0].tolist()
+        return applied, last, rolling
+
+    def describe(self, context: Context) -> dict[str, Any] | None:
+        """All that is known of a context, as JSON values (``describe.describe``); None: nothing."""
+        found = self._memory.find(context)
+        if found is None:
+            return None
+        records, weights, inputs = found
+        record, classes = records[0], self.labels.classes
+        sizes = self._form.sizes(record) | {"detector": self._watch.size(inputs)}
+        return describe(self._config, context, record, weights[0], inputs, classes, sizes)
 
 
 def policy_of(config: Config) -> Policy:
@@ -208,6 +313,7 @@ def policy_of(config: Config) -> Policy:
         threshold=float(detector.get("threshold", 0)),
         alpha=float(detector.get("alpha", 1 - 0.0001)),
         baseline_rate=learner.baseline_rate,
+        ttl_s=config.state.ttl_s,
     )
 
 

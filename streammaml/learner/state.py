@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streammaml.events import Codes, Float32s, Floats, Packed
+from streammaml.events import Ints as Ints
 from streammaml.initialization import Initialization
-
-Ints = NDArray[np.int64]
 
 
 class ContextState(NamedTuple):
@@ -34,6 +33,10 @@ class ContextState(NamedTuple):
     baseline: Float32s  # [C, P], or [C, 0] where it is off
     version: Ints  # [C] initialization behind the fast weights; -1: row not begun
     used: Ints  # [C] the partition's event count at the context's latest event
+    changed: Ints  # [C] the same at the latest change of the fast weights
+    at_init: Codes  # [C] 1: the fast weights are θ of ``version``
+    ledger: Ints  # [C, 3] events applied, offset of the latest, rolling hash of all offsets
+    seen: Floats  # [C] the partition's clock at the context's latest event
 
 
 class StreamState(NamedTuple):
@@ -50,6 +53,8 @@ class StreamState(NamedTuple):
     y_range: Floats  # [2] least and greatest label
     counts: Ints  # [2] labels learned, events seen
     known: NDArray[np.bool_]  # [K] classes that exist
+    clock: Floats  # [1] the largest event time, in seconds; NaN: none had a time
+    marks: Ints  # [4] event count at the barrier; contexts and weights changed since; expired
 
 
 class Meta(NamedTuple):
@@ -75,6 +80,7 @@ class Policy(NamedTuple):
     threshold: float
     alpha: float
     baseline_rate: float
+    ttl_s: float  # a context not seen for longer begins anew; 0: never
 
 
 class Scratch(NamedTuple):
@@ -115,10 +121,9 @@ class Outputs(NamedTuple):
 
 
 def new_contexts(
-    capacity: int, meta: Meta, support: int, width: int, baseline: bool
+    capacity: int, parameters: int, support: int, width: int, baseline: bool
 ) -> ContextState:
     """Arrays for ``capacity`` contexts, none begun."""
-    parameters = meta.theta.shape[0]
     return ContextState(
         fast=np.zeros((capacity, parameters), np.float32),
         support_x=np.zeros((capacity, support, width), np.float32),
@@ -133,6 +138,10 @@ def new_contexts(
         baseline=np.zeros((capacity, parameters if baseline else 0), np.float32),
         version=np.full(capacity, -1, np.int64),
         used=np.zeros(capacity, np.int64),
+        changed=np.zeros(capacity, np.int64),
+        at_init=np.zeros(capacity, np.uint8),
+        ledger=np.zeros((capacity, 3), np.int64),
+        seen=np.full(capacity, np.nan),
     )
 
 
@@ -160,6 +169,8 @@ def new_stream(width: int, slots: int, known: int) -> StreamState:
         y_range=np.array([np.inf, -np.inf]),
         counts=np.zeros(2, np.int64),
         known=np.arange(slots) < known,
+        clock=np.array([np.nan]),
+        marks=np.zeros(4, np.int64),
     )
 
 

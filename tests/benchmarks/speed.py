@@ -32,11 +32,12 @@ import torch
 from streammaml.backends.codec import EventDecoder, Prediction, encoder
 from streammaml.backends.kafka import KafkaFeed, KafkaSink, KafkaSource, TopicAdmin
 from streammaml.backends.memory import MemoryRecord
-from streammaml.backends.ports import Message, OnRebalance, Partition, Rebalance, Sink, Source
+from streammaml.backends.ports import Message, Partition, Rebalance
 from streammaml.config import Config, spec_of
 from streammaml.evaluation.streams import WIDTH, Stream, hyper
 from streammaml.initialization import Initialization, draw
 from streammaml.learner import Learner, warm_up
+from streammaml.serving import kafka_clients
 from streammaml.worker import Worker
 from tests.benchmarks.naive import IdiomaticLoop, LeanLoop, NaiveLoop
 from tests.kafka_broker import Broker
@@ -67,6 +68,7 @@ def config_of(servers: str, topic: str, **learner: Any) -> Config:
             "label": {"classes": [0, 1]},
             "learner": learner,
             "kafka": {"bootstrap_servers": servers},
+            "state": {"enabled": False},
             "topics": {
                 "partitions": 1,
                 "events": topic,
@@ -116,11 +118,7 @@ def run_worker(config: Config, initialization: Initialization, events: int, publ
     """CPU time of the real worker from its first record to the commit of its last."""
     config = in_a_new_group(config)
 
-    def connect(on_rebalance: OnRebalance) -> tuple[Source, Sink]:
-        sink = KafkaSink(config, config.kafka.instance)
-        return KafkaSource(config, config.kafka.instance, on_rebalance), sink
-
-    worker = Worker(config, initialization, connect, publish=publish)
+    worker = Worker(config, initialization, kafka_clients(config), publish=publish)
     worker.open()
     while not worker.learners:
         worker.run_once()
@@ -144,6 +142,8 @@ def assigned_source(config: Config) -> Iterator[KafkaSource]:
     source = KafkaSource(config, config.kafka.instance, changes.append)
     while not changes:
         source.poll(0.05)
+    for partition in changes[0].assigned:
+        source.start(partition, source.standing(partition).beginning)
     try:
         yield source
     finally:

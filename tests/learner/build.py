@@ -128,7 +128,7 @@ def rules_of(config: Config) -> Rules:
     )
 
 
-PARTS = ("packed", "evicted")
+PARTS = ("packed", "evicted", "expired")
 
 
 def play(learner: Learner, stream: Stream, cuts: Sequence[int] = ()) -> Arrays:

@@ -254,7 +254,7 @@ def test_an_unlabelled_event_moves_the_scalers_of_x_and_nothing_else() -> None:
     after = state_of(learner)
     moved = {name for name in before if before[name].tobytes() != after[name].tobytes()}
     scalers = {f"{owner}.x_{part}" for owner in ("contexts", "stream") for part in SUMS}
-    assert moved == {*scalers, "contexts.used", "stream.counts"}
+    assert moved == {*scalers, "contexts.used", "contexts.ledger", "stream.counts"}
     assert after["stream.counts"].tolist() == [3, 4]
     assert math.isnan(decisions["loss"][0])
     assert decisions["levels"][0] == DriftLevel.STABLE

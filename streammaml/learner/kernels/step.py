@@ -4,7 +4,8 @@ Rule: the cut of a stream into calls changes no bit. So everything here takes on
 before the next begins, and nothing reads a clock or draws a random number.
 
 Arguments everywhere: ``p``, the partition; ``row`` of the event's context; ``i`` its place in the
-batch. ``x`` [B, D] float32, NaN where missing; ``y`` [B] float64, NaN where unlabelled.
+batch. ``x`` [B, D] float32, NaN where missing; ``y`` [B] float64, NaN where unlabelled;
+``offsets`` [B]; ``times`` [B] in seconds, NaN where unknown.
 """
 
 from __future__ import annotations
@@ -23,13 +24,25 @@ ERROR_START = 0.5
 HELD_OUT_FROM = 16
 NONE, WARMUP, BY_DRIFT, SCHEDULE = 0, 1, 2, 3
 ACCEPTED, REJECTED, DIVERGED = 1, 2, 3
+BARRIER, CHANGED, WEIGHTS, EXPIRED = 0, 1, 2, 3
+APPLIED, OFFSET, HASH = 0, 1, 2
+MULTIPLIER = 6364136223846793005
+
+
+@jit
+def reset_fast(p: Bundle, row: int) -> None:
+    """Fall back to θ."""
+    p.contexts.fast[row] = p.meta.theta
+    p.contexts.version[row] = p.meta.version
+    p.contexts.at_init[row] = 1
+    p.contexts.changed[row] = p.stream.counts[1] + 1  # of the event in hand
 
 
 @jit
 def begin(p: Bundle, row: int) -> None:
     """Set up a context at its first event: it starts at θ and knows nothing."""
     contexts = p.contexts
-    contexts.fast[row] = p.meta.theta
+    reset_fast(p, row)
     if contexts.baseline.shape[1] > 0:
         contexts.baseline[row] = p.meta.theta
     contexts.labels[row] = 0
@@ -38,15 +51,8 @@ def begin(p: Bundle, row: int) -> None:
     contexts.x_count[row] = 0.0
     contexts.x_mean[row] = 0.0
     contexts.x_m2[row] = 0.0
-    contexts.version[row] = p.meta.version
+    contexts.ledger[row] = 0
     detector.reset(contexts.detector[row])
-
-
-@jit
-def reset_fast(p: Bundle, row: int) -> None:
-    """Fall back to θ."""
-    p.contexts.fast[row] = p.meta.theta
-    p.contexts.version[row] = p.meta.version
 
 
 @inline
@@ -84,11 +90,25 @@ def without_prediction(p: Bundle, out: Float32s) -> None:
 
 
 @inline
+def arrive(p: Bundle, row: int, time: float) -> None:
+    """Move the clock; a context that is new, or was not seen for too long, begins.
+
+    The clock is the largest time so far, so that time never runs back.
+    """
+    contexts, clock = p.contexts, p.stream.clock
+    if (time > clock[0] or np.isnan(clock[0])) and not np.isinf(time):
+        clock[0] = time
+    if contexts.version[row] < 0:
+        begin(p, row)
+    elif p.policy.ttl_s > 0.0 and contexts.seen[row] + p.policy.ttl_s < clock[0]:
+        p.stream.marks[EXPIRED] += 1
+        begin(p, row)
+
+
+@inline
 def predict(p: Bundle, row: int, x: Float32s, i: int) -> None:
     """Predict event ``i`` by the context's fast weights and by θ; leaves its inputs in scratch."""
     contexts, out, scratch = p.contexts, p.out, p.scratch
-    if contexts.version[row] < 0:
-        begin(p, row)
     scaler.context_scale(contexts, p.stream, row, scratch.mean, scratch.inverse)
     scaler.inputs(x, p.stream, scratch.mean, scratch.inverse, scratch.activations[0, 0])
     out.versions[i] = contexts.version[row]
@@ -205,6 +225,17 @@ def fit(p: Bundle, row: int, newest: int, held_out: int, continued: bool) -> flo
     )
 
 
+@inline
+def replace_fast(p: Bundle, row: int, candidate: Float32s) -> None:
+    """Let a candidate be the fast weights; counts the rows that must be written again."""
+    contexts, marks = p.contexts, p.stream.marks
+    if contexts.changed[row] <= marks[BARRIER] or contexts.at_init[row] == 1:
+        marks[WEIGHTS] += 1
+    contexts.fast[row] = candidate
+    contexts.at_init[row] = 0
+    contexts.changed[row] = p.stream.counts[1] + 1
+
+
 @jit
 def adapt(p: Bundle, row: int, trigger: int, i: int) -> None:
     """Adapt a candidate and let it replace the fast weights, or not; write what was decided."""
@@ -229,7 +260,7 @@ def adapt(p: Bundle, row: int, trigger: int, i: int) -> None:
         length = fit(p, row, newest, 0, continued)
     out.gradient_norm[i] = length
     if np.isfinite(length):
-        contexts.fast[row] = scratch.candidate
+        replace_fast(p, row, scratch.candidate)
         if not continued:
             contexts.version[row] = p.meta.version
         out.results[i] = ACCEPTED
@@ -267,20 +298,38 @@ def learn(p: Bundle, row: int, x: Float32s, y: float, level: int, i: int) -> Non
 
 
 @inline
-def finish(p: Bundle, row: int) -> None:
-    """Count the event."""
-    p.stream.counts[1] += 1
-    p.contexts.used[row] = p.stream.counts[1]
+def finish(p: Bundle, row: int, offset: int) -> None:
+    """Count the event and enter it into the context's ledger."""
+    contexts, stream = p.contexts, p.stream
+    stream.counts[1] += 1
+    if contexts.used[row] <= stream.marks[BARRIER]:
+        stream.marks[CHANGED] += 1
+    contexts.used[row] = stream.counts[1]
+    contexts.seen[row] = stream.clock[0]
+    contexts.ledger[row, APPLIED] += 1
+    contexts.ledger[row, OFFSET] = offset
+    rolling = contexts.ledger[row, HASH:]  # an array wraps silently, without the compiler too
+    rolling *= MULTIPLIER
+    rolling += offset + 1
 
 
 @jit
 def play(
-    p: Bundle, rows: Ints, x: Float32s, y: Floats, first: int, last: int, packed: Packed
+    p: Bundle,
+    rows: Ints,
+    x: Float32s,
+    y: Floats,
+    offsets: Ints,
+    times: Floats,
+    first: int,
+    last: int,
+    packed: Packed,
 ) -> None:
     """Play events first … last−1 of a batch with the compiled detector."""
     p.out = unpack(packed)
     for i in range(first, last):
         row = rows[i]
+        arrive(p, row, times[i])
         predict(p, row, x[i], i)
         if np.isnan(y[i]):
             scaler.learn_x(p.contexts, p.stream, row, x[i])
@@ -288,13 +337,16 @@ def play(
             score(p, row, y[i], i)
             level = detector.update(p.contexts.detector[row], p.out.signal[i], p.policy)
             learn(p, row, x[i], y[i], level, i)
-        finish(p, row)
+        finish(p, row, offsets[i])
 
 
 @jit
-def play_to_signal(p: Bundle, rows: Ints, x: Float32s, y: Floats, i: int, packed: Packed) -> None:
+def play_to_signal(
+    p: Bundle, rows: Ints, x: Float32s, y: Floats, times: Floats, i: int, packed: Packed
+) -> None:
     """The first half of ``play`` for one event: up to what a detector in Python is fed."""
     p.out = unpack(packed)
+    arrive(p, rows[i], times[i])
     predict(p, rows[i], x[i], i)
     if not np.isnan(y[i]):
         score(p, rows[i], y[i], i)
@@ -302,7 +354,14 @@ def play_to_signal(p: Bundle, rows: Ints, x: Float32s, y: Floats, i: int, packed
 
 @jit
 def play_from_level(
-    p: Bundle, rows: Ints, x: Float32s, y: Floats, i: int, level: int, packed: Packed
+    p: Bundle,
+    rows: Ints,
+    x: Float32s,
+    y: Floats,
+    offsets: Ints,
+    i: int,
+    level: int,
+    packed: Packed,
 ) -> None:
     """The second half, with the detector's answer; the event must be the last one begun."""
     p.out = unpack(packed)
@@ -310,4 +369,4 @@ def play_from_level(
         scaler.learn_x(p.contexts, p.stream, rows[i], x[i])
     else:
         learn(p, rows[i], x[i], y[i], level, i)
-    finish(p, rows[i])
+    finish(p, rows[i], offsets[i])

@@ -1,0 +1,272 @@
+"""One partition while this worker has it: restored, replayed, then played; and its barriers.
+
+Rules: the local store never is ahead of Kafka, so what a barrier holds goes there only after its
+transaction; nothing that decides about state reads a clock, which only says when to write.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from streammaml.backends.ports import Message, Partition, Record, Standing, StateLog, StateReader
+from streammaml.backends.state import Store, store_path
+from streammaml.config import Config
+from streammaml.initialization import Initialization
+from streammaml.learner import Learner
+from streammaml.learner.snapshot import DETECTOR, LIGHT, WEIGHTS, is_expired
+from streammaml.partition import PartitionPlayer, Played, RejectionLimit
+from streammaml.recovery import (
+    BARRIER_KEY,
+    Barrier,
+    Plan,
+    check_owner,
+    plan,
+    read_barrier,
+    write_barrier,
+)
+
+SWEEP_RECORDS = 10_000
+
+log = structlog.get_logger(__name__)
+
+
+class Tenure:
+    """The learner of one partition with all that makes it durable.
+
+    Without ``state`` (``state.enabled = false``) it starts at the committed offset with nothing.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        standing: Standing,
+        config: Config,
+        initialization: Initialization,
+        limit: RejectionLimit,
+        publish: bool = True,
+        state: StateLog | None = None,
+    ) -> None:
+        self.partition = partition
+        self.standing = standing
+        self._config = config
+        self._initialization = initialization
+        self._limit = limit
+        self._publish = publish
+        self._began = time.monotonic()
+        self._player: PartitionPlayer | None = None
+        self._plan = Plan(0, 0)
+        self._next = 0
+        self._live = False
+        self._barrier: Barrier | None = None
+        self._barrier_at = 0.0
+        self._barrier_offset = -1
+        self._forced = True  # the first commit of a partition without a barrier has one
+        self._sweep_after = b""
+        self._changes: dict[bytes, bytes | None] = {}
+        self._store: Store | None = None
+        self._reader: StateReader | None = None
+        if state is not None:
+            self._open(state)
+
+    @property
+    def learner(self) -> Learner | None:
+        """None while its state is being restored."""
+        return None if self._player is None else self._player.learner
+
+    @property
+    def commit_offset(self) -> int:
+        """Never below what the group has committed, however far the replay has come."""
+        return max(self._next, self._plan.live_from)
+
+    @property
+    def is_replaying(self) -> bool:
+        return self._player is not None and self._next < self._plan.live_from
+
+    @property
+    def disk_bytes(self) -> int:
+        return 0 if self._store is None else self._store.size_bytes
+
+    @property
+    def stored_contexts(self) -> int:
+        return 0 if self._store is None else self._store.count(LIGHT)
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Room left on the disk of the local store."""
+        return None if self._store is None else self._store.free_bytes()
+
+    def restore(self, timeout_s: float) -> int | None:
+        """Carry the restoration on for about ``timeout_s``; once done, the offset to start at."""
+        assert self._player is None
+        deadline = time.monotonic() + timeout_s
+        while self._reader is not None and self._reader.position < self._reader.end:
+            assert self._store is not None
+            records = self._reader.read(max(0.0, deadline - time.monotonic()))
+            self._store.apply(
+                [(r.key, r.value) for r in records if r.key is not None], self._reader.position
+            )
+            if time.monotonic() >= deadline:
+                return None
+        self._begin()
+        return self._next
+
+    def play(self, records: Sequence[Record]) -> list[Played]:
+        """Carry records through: those below the committed offset silently."""
+        assert self._player is not None
+        played = []
+        live_from = self._plan.live_from
+        silent = bisect_left(records, live_from, key=lambda r: r.offset) if not self._live else 0
+        if silent:
+            played.append(self._player.replay(records[:silent]))
+            self._next = played[-1].next_offset
+        if silent < len(records):
+            if not self._live:
+                self._go_live()
+            played.append(self._player.play(records[silent:] if silent else records))
+            self._next = played[-1].next_offset
+        return played
+
+    def pass_over(self, offset: int, next_offset: int) -> Message:
+        """Go on at ``next_offset``, since nothing from ``offset`` on can be read: a dead letter."""
+        assert self._player is not None
+        self._next = next_offset
+        return self._player.unreadable(offset, next_offset)
+
+    def barrier_due(self, now: float) -> bool:
+        """Whether the state is to be written with the next commit."""
+        if self._store is None or self._player is None or self._next == self._barrier_offset:
+            return False
+        limits = self._config.state
+        learner = self._player.learner
+        return (
+            self._forced
+            or now - self._barrier_at >= limits.barrier_interval_s
+            or self._next - self._barrier_offset >= limits.barrier_events
+            or learner.changed_bytes >= limits.barrier_mb * 1e6
+        )
+
+    def has_barrier(self) -> bool:
+        """Whether a barrier now would say something new."""
+        return (
+            self._store is not None
+            and self._player is not None
+            and (self._forced or self._next != self._barrier_offset)
+        )
+
+    def barrier(self) -> list[Message]:
+        """All that changed since the last barrier, as messages; the state stands at one offset."""
+        assert self._store is not None
+        assert self._player is not None
+        learner = self._player.learner
+        self._changes = dict(learner.snapshot())
+        spilled = {k: v for k, v in self._store.spilled() if k not in self._changes}
+        self._sweep(spilled)
+        self._changes[BARRIER_KEY] = write_barrier(
+            self._config, self._next, learner.version, self.standing
+        )
+        topic, index = self._config.topics.state, self.partition.index
+        return [
+            Message(topic, key, value, (), index)
+            for key, value in (*spilled.items(), *self._changes.items())
+        ]
+
+    def barrier_committed(self, position: int) -> None:
+        """The barrier is in Kafka up to ``position`` of ``state``: now it may be here, too."""
+        assert self._store is not None
+        assert self._player is not None
+        self._store.barrier(self._changes.items(), position)
+        self._player.learner.mark()
+        self._changes = {}
+        self._forced = False
+        self._barrier_offset = self._next
+        self._barrier_at = time.monotonic()
+
+    def close(self) -> None:
+        for part in (self._reader, self._store):
+            if part is not None:
+                part.close()
+        self._reader = self._store = None
+
+    def _open(self, state: StateLog) -> None:
+        """Open the local store, and a reader from where it stands."""
+        config, partition = self._config, self.partition
+        path = store_path(
+            Path(config.state.directory),
+            config.kafka.group,
+            config.kafka.instance,
+            partition.topic,
+            partition.index,
+        )
+        topic_id = state.topic_id()
+        self._store = Store.open(path, topic_id)
+        if self._store.healed:
+            log.warning("store_moved_aside", path=str(path), reason=self._store.healed)
+        self._reader = state.reader(partition.index, self._store.position)
+        if self._reader.end < self._store.position:  # an older log than ours: trust the log
+            log.warning("store_ahead", path=str(path), position=self._store.position)
+            self._reader.close()
+            self._store.condemn(f"it is ahead of {config.topics.state!r}")
+            self._store.close()
+            self._store = Store.open(path, topic_id)
+            self._reader = state.reader(partition.index, 0)
+
+    def _begin(self) -> None:
+        """Make the learner, as the barrier left it."""
+        config, store = self._config, self._store
+        if self._reader is not None:
+            log.info(
+                "restored",
+                partition=self.partition.index,
+                read=self._reader.position,
+                seconds=round(time.monotonic() - self._began, 2),
+            )
+            self._reader.close()
+            self._reader = None
+        learner = Learner(config, self._initialization, store)
+        value = None if store is None else store.get(BARRIER_KEY)
+        if store is not None and value is not None:
+            self._barrier = read_barrier(value)
+            check_owner(config, self._barrier)
+            learner.restore(store.own())
+            self._forced = False
+        self._plan = plan(self.partition, self.standing, self._barrier, config)
+        if self._barrier is not None and self._plan.start != self._barrier.offset:
+            self._forced = True  # a gap was accepted
+        self._next = self._plan.start
+        self._barrier_offset = -1 if self._forced else self._next
+        share = self.partition.index / max(1, self.standing.partitions)
+        self._barrier_at = time.monotonic() - share * config.state.barrier_interval_s
+        self._player = PartitionPlayer(self.partition, config, learner, self._limit, self._publish)
+        if self._plan.live_from > self._plan.start:
+            log.info("replaying", partition=self.partition.index, **self._plan._asdict())
+
+    def _go_live(self) -> None:
+        """The replay is over. Another initialization than the state's takes effect here."""
+        assert self._player is not None
+        self._live = True
+        learner = self._player.learner
+        if not learner.same_initialization(self._initialization):
+            log.info("swapped", before=learner.version, now=self._initialization.version)
+            learner.swap(self._initialization)
+            self._forced = True  # or a replay across this offset would not know of it
+
+    def _sweep(self, spilled: Mapping[bytes, bytes | None]) -> None:
+        """Remove what has outlived ``ttl_s``, a part of the store at each barrier."""
+        assert self._store is not None
+        assert self._player is not None
+        if self._config.state.ttl_s == 0:
+            return
+        learner = self._player.learner
+        self._changes.update(dict.fromkeys(learner.sweep()))
+        found = self._store.scan(LIGHT, self._sweep_after, SWEEP_RECORDS)
+        self._sweep_after = found[-1][0] if len(found) == SWEEP_RECORDS else b""
+        for key, value in found:
+            newer = key in self._changes or key in spilled  # than what was scanned
+            if not newer and is_expired(value, learner.clock_s, self._config.state.ttl_s):
+                kinds = (LIGHT, WEIGHTS, DETECTOR)
+                self._changes.update({kind + key.removeprefix(LIGHT): None for kind in kinds})
