@@ -191,7 +191,7 @@ def _retention(config: Config, cluster: ClusterReport) -> Finding:
 def _disk(config: Config) -> Iterator[Finding]:
     """Where the local store will be; its nearest folder that is there already."""
     state = config.state
-    if not state.enabled or not state.directory:
+    if not state.enabled:
         return
     place = Path(state.directory).absolute()
     while not place.exists() and place != place.parent:
