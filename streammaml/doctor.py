@@ -122,7 +122,7 @@ def _kafka(config: Config) -> Iterator[Finding]:
     yield Finding(
         "kafka", True, f"{cluster.brokers} brokers at {servers}, protocol {cluster.version}"
     )
-    yield _topics(cluster)
+    yield _topics(config, cluster)
     if config.state.enabled:
         yield from _state(config, cluster)
     why, plain = cluster.transactions, config.worker.delivery == "at_least_once"
@@ -135,8 +135,9 @@ def _kafka(config: Config) -> Iterator[Finding]:
     )
 
 
-def _topics(cluster: ClusterReport) -> Finding:
-    wrong = [f"{report.topic} {report.outcome}" for report in cluster.problems]
+def _topics(config: Config, cluster: ClusterReport) -> Finding:
+    """All but the state topic, which has a finding of its own."""
+    wrong = [f"{r.topic} {r.outcome}" for r in cluster.problems if r.topic != config.topics.state]
     if cluster.missing:
         cure = "create them with `streammaml topics`"
         wrong.insert(0, f"missing: {', '.join(cluster.missing)}; {cure}")
