@@ -74,9 +74,9 @@ def drifting(seed: int) -> Iterator[Message]:
 class Producer:
     """Feeds a rig until it is stopped; rides out what the broker suffers."""
 
-    def __init__(self, rig: Rig, rate: float, seed: int) -> None:
+    def __init__(self, rig: Rig, rate: float, events: Iterator[Message]) -> None:
         self._rig = rig
-        self._events = drifting(seed)
+        self._events = events
         self._each = max(1, round(rate * TICK_S))
         self._stopped = threading.Event()
         self._failure: BaseException | None = None
@@ -111,10 +111,10 @@ class Fleet:
 
     def __init__(self, rig: Rig, instances: Sequence[str]) -> None:
         self._rig = rig
-        self._lives: dict[str, list[WorkerProcess]] = {name: [] for name in instances}
+        self._lives: dict[str, list[WorkerProcess]] = {}
         self.kills = 0
         for name in instances:
-            self.start(name)
+            self.add(name)
 
     @property
     def instances(self) -> list[str]:
@@ -123,6 +123,10 @@ class Fleet:
     @property
     def lives(self) -> list[WorkerProcess]:
         return [life for lives in self._lives.values() for life in lives]
+
+    def add(self, name: str) -> None:
+        self._lives[name] = []
+        self.start(name)
 
     def start(self, name: str) -> None:
         folder = self._rig.folder / f"state-{name}"
@@ -147,6 +151,8 @@ class Fleet:
 
     def stop(self) -> None:
         for name in self._lives:
+            self.current(name).says("connected")  # it may not yet listen to signals
+        for name in self._lives:
             self.current(name).stop()
 
 
@@ -154,7 +160,7 @@ def storm(rig: Rig, broker: Broker | None, kills: int, broker_kills: int, seed: 
     """Kill, start again, and so on; then drain and stop."""
     rng = random.Random(seed)
     fleet = Fleet(rig, ["left", "right"])
-    producer = Producer(rig, RATE, seed)
+    producer = Producer(rig, RATE, drifting(seed))
     broker_at = Counter(rng.randrange(kills) for _ in range(broker_kills))
     fates: Counter[str] = Counter()
     try:

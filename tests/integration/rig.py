@@ -125,7 +125,7 @@ class Rig(Job):
         )
         self.file.write_text(to_toml(self.config))
 
-    def configure_with(self, **sections: dict[str, Any]) -> None:
+    def configure_with(self, **sections: Any) -> None:
         """Change settings of the workers to be started."""
         self.config = Config.build(self.config.model_dump(), sections)
         self.file.write_text(to_toml(self.config))
