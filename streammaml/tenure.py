@@ -24,7 +24,7 @@ from streammaml.recovery import (
     BARRIER_KEY,
     Barrier,
     Plan,
-    check_model,
+    check_owner,
     plan,
     read_barrier,
     write_barrier,
@@ -230,8 +230,8 @@ class Tenure:
         learner = Learner(config, self._initialization, store)
         value = None if store is None else store.get(BARRIER_KEY)
         if store is not None and value is not None:
-            self._barrier = read_barrier(config, value)
-            check_model(config, self._barrier)
+            self._barrier = read_barrier(value)
+            check_owner(config, self._barrier)
             learner.restore(store.own())
             self._forced = False
         self._plan = plan(self.partition, self.standing, self._barrier, config)

@@ -182,6 +182,10 @@ class Broker:
         assert self._process is not None
         self._process.wait()
 
+    def segment(self, topic: str, partition: int) -> Path:
+        """The file with the first records of a partition."""
+        return self._directory / "data" / f"{topic}-{partition}" / f"{0:020}.log"
+
     def log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-40:])
 

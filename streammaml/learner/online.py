@@ -7,19 +7,21 @@ a stream into batches differently changes no bit of any decision.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.errors import DamagedError, InitializationError
+from streammaml.errors import DamagedError
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
-from streammaml.initialization import Initialization, check_fits, decode, encode
+from streammaml.initialization import Initialization, check_fits
 from streammaml.learner import detectors
+from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels.bundle import bundle
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
-from streammaml.learner.snapshot import INITIALIZATION, STREAM, Format, Item, version_of
+from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
     ContextState,
     Ints,
@@ -29,8 +31,9 @@ from streammaml.learner.state import (
     new_scratch,
     new_stream,
 )
+from streammaml.learner.versions import Versions, is_same
 from streammaml.learner.watch import Watch
-from streammaml.sealed import OVERHEAD_BYTES, seal, unseal
+from streammaml.sealed import OVERHEAD_BYTES
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 EVENTS, BARRIER, EXPIRED = 1, 0, 3
@@ -67,16 +70,16 @@ class Learner:
         known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._form = Format(config)
+        self._versions = Versions(self._spec, self._form.fingerprint)
+        self._versions.keep(initialization)
         self._watch = Watch(self._prototype, self._form.fingerprint)
-        self._memory = Memory(config, self._form, self._meta, self._stream, self._watch, shelf)
+        self._memory = Memory(
+            config, self._form, self._versions.thetas, self._stream, self._watch, shelf
+        )
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
-        self._initializations: dict[int, Initialization] = {}
-        self._unstored: set[int] = set()
-        self._taken: set[int] = set()  # of these, in the latest snapshot
         self._taken_at = 0
-        self._keep(initialization)
         self._new_bundle()
 
     def __len__(self) -> int:
@@ -138,28 +141,13 @@ class Learner:
         """
         check_fits(initialization, self._spec)
         self.labels.check_order(initialization.classes)
-        self._keep(initialization)
+        self._versions.keep(initialization)
         self._use(initialization)
 
     def same_initialization(self, initialization: Initialization) -> bool:
         """Whether this version with these numbers is in use."""
-        used = self._initializations[self.version]
-        return initialization.version == self.version and _is_same(used, initialization)
-
-    def _keep(self, initialization: Initialization) -> None:
-        """Contexts may stand at θ of this version from now on."""
         version = initialization.version
-        known = self._initializations.get(version)
-        if known is None:
-            self._initializations[version] = initialization
-            self._memory.thetas[version] = initialization.theta()
-            self._unstored.add(version)
-        elif not _is_same(known, initialization):
-            raise InitializationError(
-                f"this partition knows another initialization as version {version}: give this one "
-                "a version of its own (`streammaml outer --once --out FILE` counts on from the "
-                "file that it replaces)"
-            )
+        return version == self.version and is_same(self._versions[version], initialization)
 
     def _use(self, initialization: Initialization) -> None:
         self._meta = meta_of(initialization)
@@ -241,20 +229,18 @@ class Learner:
         Together with what was spilled since, and over it, the state of the partition.
         """
         items: list[Item] = list(self._memory.changes())
-        for version in sorted(self._unstored):
-            key = INITIALIZATION + b"%d" % version
-            body = encode(self._initializations[version])
-            items.append((key, seal(key, self._form.fingerprint, body)))
+        items += self._versions.changes()
         value = self._form.pack_stream(self._stream, self.version, self.labels.classes)
         items.append((STREAM, value))
-        self._taken, self._taken_at = set(self._unstored), self.events
+        self._taken_at = self.events
+        self._versions.taken()
         self._watch.taken()
         return items
 
     def mark(self) -> None:
         """The latest snapshot, and what was spilled before it, is durable."""
         self._memory.mark(self._taken_at)
-        self._unstored -= self._taken
+        self._versions.mark()
 
     def restore(self, values: Mapping[bytes, bytes]) -> None:
         """Take the stream-wide state of a snapshot back, into a learner that played nothing.
@@ -268,33 +254,13 @@ class Learner:
         if STREAM not in values:
             return
         version, classes = self._form.unpack_stream(values[STREAM], self._stream)
-        stored = {
-            version_of(key): self._decode(key, value)
-            for key, value in values.items()
-            if key.startswith(INITIALIZATION)
-        }
-        if version not in stored:
+        self._versions.restore(values)
+        if version not in self._versions.thetas:
             raise DamagedError(f"initialization version {version} is in use, and is not stored")
         self.labels = Labels(self._config.label, classes)
-        self._initializations = stored
-        self._memory.thetas.clear()
-        self._memory.thetas.update({v: known.theta() for v, known in stored.items()})
-        self._unstored.clear()
         self._stream.marks[:] = 0
         self._stream.marks[BARRIER] = self._taken_at = self.events
-        self._use(stored[version])
-
-    def _decode(self, key: bytes, value: bytes) -> Initialization:
-        try:
-            stored = decode(bytes(unseal(key, self._form.fingerprint, value)))
-        except InitializationError as error:
-            raise DamagedError(f"the stored value of {key!r} is damaged: {error}") from error
-        ours = self._spec
-        same = (stored.spec.task, stored.spec.sizes, stored.spec.schema, stored.version)
-        # another number of inner steps is another setting, and no other model
-        if same != (ours.task, ours.sizes, ours.schema, version_of(key)):
-            raise DamagedError(f"the stored value of {key!r} is damaged: it is of another model")
-        return stored
+        self._use(self._versions[version])
 
     def sweep(self) -> list[bytes]:
         """Drop the contexts that were not seen for longer than ``state.ttl_s``; keys to delete.
@@ -318,16 +284,15 @@ class Learner:
         applied, last, rolling = found[0]["ledger"][0].tolist()
         return applied, last, rolling
 
-
-def _is_same(one: Initialization, other: Initialization) -> bool:
-    """Whether two initializations are equal to the bit in what the learner computes with."""
-    return (
-        one.spec == other.spec
-        and one.classes == other.classes
-        and all(
-            one.tensors[name].tobytes() == other.tensors[name].tobytes() for name in one.tensors
-        )
-    )
+    def describe(self, context: Context) -> dict[str, Any] | None:
+        """All that is known of a context, as JSON values (``describe.describe``); None: nothing."""
+        found = self._memory.find(context)
+        if found is None:
+            return None
+        records, weights, inputs = found
+        record, classes = records[0], self.labels.classes
+        sizes = self._form.sizes(record) | {"detector": self._watch.size(inputs)}
+        return describe(self._config, context, record, weights[0], inputs, classes, sizes)
 
 
 def policy_of(config: Config) -> Policy:

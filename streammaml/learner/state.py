@@ -121,10 +121,9 @@ class Outputs(NamedTuple):
 
 
 def new_contexts(
-    capacity: int, meta: Meta, support: int, width: int, baseline: bool
+    capacity: int, parameters: int, support: int, width: int, baseline: bool
 ) -> ContextState:
     """Arrays for ``capacity`` contexts, none begun."""
-    parameters = meta.theta.shape[0]
     return ContextState(
         fast=np.zeros((capacity, parameters), np.float32),
         support_x=np.zeros((capacity, support, width), np.float32),
