@@ -408,8 +408,8 @@ def barrier_of(
     sets = list(bodies.values())
     for i in range(contexts):
         name = name_of(index, i)
-        for kind, owner, body in sets[i % len(sets)]:
-            yield Message(topic, kind + name, seal(kind + name, owner, body), (), index)
+        for kind, owner, content in sets[i % len(sets)]:
+            yield Message(topic, kind + name, seal(kind + name, owner, content), (), index)
     standing = Standing(None, 0, 0, topic_id_of(rig), partitions)
     yield Message(topic, BARRIER_KEY, write_barrier(rig.config, 0, 0, standing), (), index)
 
