@@ -249,6 +249,13 @@ class Tenure:
         """The replay is over. Another initialization than the state's takes effect here."""
         assert self._player is not None
         self._live = True
+        if self._plan.live_from > self._plan.start:
+            log.info(
+                "replayed",
+                partition=self.partition.index,
+                events=self._plan.live_from - self._plan.start,
+                seconds=round(time.monotonic() - self._began, 2),
+            )
         learner = self._player.learner
         if not learner.same_initialization(self._initialization):
             log.info("swapped", before=learner.version, now=self._initialization.version)
