@@ -141,6 +141,7 @@ class Worker:
         self._committed_at = self._active_at = self._lag_at = time.monotonic()
         self._disk_at = 0.0
         self._lost = False
+        self._partitions = 0  # of the topic
         self._unreadable: dict[Partition, tuple[int, int]] = {}  # offset, tries
         self._clients: Clients | None = None
         self._limit = self._new_limit()
@@ -437,10 +438,9 @@ class Worker:
         for observer in self._observers:
             observer.lag(lag)
             observer.kept(kept)
-        for partition, tenure in self._tenures.items():
-            name = f"{partition.topic}-{partition.index}"
-            check_partitions(name, tenure.standing.partitions, source.partitions(), self._config)
-            break  # they are all of one topic
+        before, self._partitions = self._partitions, source.partitions()
+        if before and before != self._partitions:
+            check_partitions(self._config.topics.events, before, self._partitions, self._config)
         if now - self._disk_at > DISK_CHECK_S:
             self._disk_at = now
             self._check_disk()
