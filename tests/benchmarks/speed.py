@@ -122,30 +122,34 @@ def run_worker(config: Config, initialization: Initialization, events: int, publ
 
     worker = Worker(config, initialization, connect, publish=publish)
     worker.open()
+    early = 0  # played by the call that got the partition
     while not worker.learners:
-        worker.run_once()
+        early += worker.run_once()
 
     def work() -> None:
-        played = 0
+        played = early
         while played < events:
             played += worker.run_once()
         worker.commit()
 
     try:
-        return cpu_us(work, events)
+        return cpu_us(work, events - early)
     finally:
         worker.close()
 
 
 @contextmanager
-def assigned_source(config: Config) -> Iterator[KafkaSource]:
-    """A consumer that has its partition, as the worker above when its clock starts."""
+def assigned_source(config: Config) -> Iterator[tuple[KafkaSource, int]]:
+    """A consumer that has its partition, as the worker above when its clock starts, and how many
+    records it got with it.
+    """
     changes: list[Rebalance] = []
     source = KafkaSource(config, config.kafka.instance, changes.append)
+    early = 0
     while not changes:
-        source.poll(0.05)
+        early += sum(map(len, source.poll(0.05).values()))
     try:
-        yield source
+        yield source, early
     finally:
         source.close()
 
@@ -155,16 +159,16 @@ def run_consumer(config: Config, events: int) -> float:
     config = in_a_new_group(config)
     decode = EventDecoder(config.features, "json", 1_000_000)
 
-    with assigned_source(config) as source:
+    with assigned_source(config) as (source, early):
 
         def work() -> None:
-            seen = 0
+            seen = early
             while seen < events:
                 for records in source.poll(0.1).values():
                     decode.many(records)
                     seen += len(records)
 
-        return cpu_us(work, events)
+        return cpu_us(work, events - early)
 
 
 def run_client(config: Config, events: int) -> float:
@@ -184,10 +188,10 @@ def run_client(config: Config, events: int) -> float:
             out.append(Message(config.topics.predictions, context.encode(), encode(value)))
         return out
 
-    with assigned_source(config) as source:
+    with assigned_source(config) as (source, early):
 
         def work() -> None:
-            seen = since = 0
+            seen, since = early, 0
             committed = time.monotonic()
             interval_s = config.worker.commit_interval_ms / 1000
             offsets: dict[Partition, int] = {}
@@ -204,7 +208,7 @@ def run_client(config: Config, events: int) -> float:
                     offsets, since, committed = {}, 0, now
 
         try:
-            return cpu_us(work, events)
+            return cpu_us(work, events - early)
         finally:
             sink.close()
 
