@@ -311,8 +311,11 @@ class Worker:
         if where == offset and tries >= UNREADABLE_TRIES:
             next_offset = source.next_readable(partition, offset)
             log.error("passed_over", partition=partition.index, offset=offset, until=next_offset)
-            sink.send([self._tenures[partition].pass_over(offset, next_offset)])
-            self._offsets[partition] = offset = next_offset
+            tenure = self._tenures[partition]
+            if letters := tenure.pass_over(offset, next_offset):
+                sink.send(letters)
+            self._offsets[partition] = tenure.commit_offset
+            offset = next_offset
             del self._unreadable[partition]
         source.start(partition, offset)
         self._tell_state("restoring" if self.is_restoring else "ready")
@@ -381,6 +384,10 @@ class Worker:
         )
         try:
             self._play_pending(time.monotonic() + BUSY_S)
+            tenure = self._tenures.get(partition)
+            if tenure is not None and all(waiting != partition for waiting, _ in self._pending):
+                tenure.reach(error.offset)
+                self._offsets[partition] = tenure.commit_offset
             self.commit(whole=[partition])
         except BackendError as failed:
             log.warning("commit_before_unreadable_failed", error=str(failed))
