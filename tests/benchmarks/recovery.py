@@ -350,21 +350,12 @@ def barrier_of(
         name = name_of(index, i)
         for kind, owner, content in sets[i % len(sets)]:
             yield Message(topic, kind + name, seal(kind + name, owner, content), (), index)
-    standing = Standing(None, 0, 0, topic_id_of(rig), partitions)
+    standing = Standing(None, 0, 0, rig.topic_id("events"), partitions)
     yield Message(topic, BARRIER_KEY, write_barrier(rig.config, 0, 0, standing), (), index)
 
 
 def name_of(index: int, i: int) -> bytes:
     return b"sensor-%d-%06d" % (index, i)
-
-
-def topic_id_of(rig: Rig) -> str:
-    admin = kafka.KafkaAdminClient(bootstrap_servers=rig.servers)
-    try:
-        (topic,) = admin.describe_topics([rig.topic("events")])
-        return str(topic["topic_id"])
-    finally:
-        admin.close()
 
 
 def produce_for(rig: Rig, partitions: int) -> None:
