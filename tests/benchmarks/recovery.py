@@ -11,7 +11,7 @@ Times in seconds, as a reader of committed predictions sees them. Parts, all unl
 
 For ``million`` and ``moved`` valid records are written straight into ``state``: those that a
 learner made of a thousand contexts, sealed again under as many names as are needed.
-The costs of it all are in ``tests.benchmarks.durability``.
+More parts, on what it costs, are in ``tests.benchmarks.durability``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,16 @@ from streammaml.backends.codec import encoder
 from streammaml.backends.kafka import KafkaFeed
 from streammaml.backends.ports import Message, Standing
 from streammaml.config import Config, spec_of
-from streammaml.evaluation.streams import Stream, hyper
+from streammaml.evaluation.streams import hyper
 from streammaml.events import Batch
 from streammaml.initialization import draw
-from streammaml.learner import Learner, warm_up
+from streammaml.learner import Learner
 from streammaml.learner.snapshot import context_of
 from streammaml.recovery import BARRIER_KEY, write_barrier
 from streammaml.sealed import seal, unseal_any
+from tests.benchmarks import durability
+from tests.benchmarks.events import make_rig, messages_of
+from tests.benchmarks.rows import Part, Rows, rounded, row, text_of
 from tests.faults.kafka_ledger import Fleet, Producer, lines_of
 from tests.integration.rig import Rig, WorkerProcess, owned
 from tests.kafka_broker import Broker, wait_until
@@ -55,13 +58,6 @@ BACKLOG = 600_000
 PATTERNS = 1000
 """Contexts that a learner really had."""
 DEADLINE_S = 600.0
-
-Row = dict[str, Any]
-Rows = dict[str, Row]
-
-
-def row(value: float, unit: str, target: float | None = None, **more: Any) -> Row:
-    return {"value": round(value, 3), "target": target, "unit": unit, **more}
 
 
 def main() -> None:
@@ -85,58 +81,6 @@ def main() -> None:
                 broker.kill()
     if given.json is not None:
         given.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def text_of(name: str, found: Row) -> str:
-    verdict = ""
-    if found["target"] is not None:
-        better = (
-            found["value"] >= found["target"]
-            if found.get("least")
-            else (found["value"] <= found["target"])
-        )
-        verdict = f"  target {found['target']}: {'reached' if better else 'NOT reached'}"
-    more = {k: v for k, v in found.items() if k not in ("value", "unit", "target", "least")}
-    return f"{name:28} {found['value']:>10} {found['unit']}{verdict}  {more or ''}"
-
-
-# --- events and rigs ----------------------------------------------------------------------------
-
-
-def make_rig(servers: str, folder: Path, features: int, **sections: dict[str, Any]) -> Rig:
-    partitions = sections.pop("topics", {}).get("partitions", PARTITIONS)
-    rig = Rig(servers, folder, partitions=partitions, session_timeout_ms=SESSION_MS)
-    rig.configure_with(
-        features=[{"name": f"x{i}"} for i in range(features)],
-        label={"classes": [0, 1]},
-        worker={"commit_interval_ms": 500},
-        learner={"hidden": [64, 64], **sections.pop("learner", {})},
-        **sections,
-    )
-    rig.create_topics()
-    warm_up(rig.config, draw(spec_of(rig.config), 0))
-    return rig
-
-
-def messages_of(stream: Stream, features: int) -> list[Message]:
-    """Wire events, keyed by their context."""
-    encode = encoder("json")
-    names = [f"x{i}" for i in range(features)]
-    numbers = stream.x[:, :features].astype(float).round(4).tolist()
-    messages = []
-    for i, (c, x, y) in enumerate(
-        zip(stream.contexts.tolist(), numbers, stream.y.tolist(), strict=True)
-    ):
-        context = f"sensor-{c:03d}"
-        event = {
-            "id": f"e-{i}",
-            "context": context,
-            "timestamp": "2026-11-22T10:00:00Z",
-            "features": dict(zip(names, x, strict=True)),
-            "label": int(y),
-        }
-        messages.append(Message("events", context.encode(), encode(event)))
-    return messages
 
 
 class Eye:
@@ -246,10 +190,6 @@ def killed_and_started(
             middle(last), "s", rounds=rounded(last), replayed=events, replay_s=rounded(replay_s)
         ),
     }
-
-
-def rounded(values: Iterable[float]) -> list[float]:
-    return [round(value, 2) for value in values]
 
 
 def takeover(servers: str, folder: Path, rounds: int) -> Rows:
@@ -410,21 +350,12 @@ def barrier_of(
         name = name_of(index, i)
         for kind, owner, content in sets[i % len(sets)]:
             yield Message(topic, kind + name, seal(kind + name, owner, content), (), index)
-    standing = Standing(None, 0, 0, topic_id_of(rig), partitions)
+    standing = Standing(None, 0, 0, rig.topic_id("events"), partitions)
     yield Message(topic, BARRIER_KEY, write_barrier(rig.config, 0, 0, standing), (), index)
 
 
 def name_of(index: int, i: int) -> bytes:
     return b"sensor-%d-%06d" % (index, i)
-
-
-def topic_id_of(rig: Rig) -> str:
-    admin = kafka.KafkaAdminClient(bootstrap_servers=rig.servers)
-    try:
-        (topic,) = admin.describe_topics([rig.topic("events")])
-        return str(topic["topic_id"])
-    finally:
-        admin.close()
 
 
 def produce_for(rig: Rig, partitions: int) -> None:
@@ -442,13 +373,16 @@ def produce_for(rig: Rig, partitions: int) -> None:
     rig.produce(messages)
 
 
-Part = Callable[[str, Path, int], Rows]
 PARTS: dict[str, Part] = {
     "restart": restart,
     "full_rate": full_rate,
     "takeover": takeover,
     "million": million,
     "moved": moved,
+    "written": durability.written,
+    "pause": durability.pause,
+    "throughput": durability.throughput,
+    "memory": durability.memory,
 }
 
 if __name__ == "__main__":

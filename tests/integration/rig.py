@@ -83,6 +83,12 @@ class WorkerProcess:
         self.send(signal.SIGTERM)
         assert self.end(GRACE_S) == 0, self.log()
 
+    def rss_mb(self) -> float:
+        """Resident memory now."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        return int(line.split()[1]) / 1024
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(TIMEOUT_S)
@@ -133,6 +139,11 @@ class Rig(Job):
     def create_topics(self) -> None:
         with TopicAdmin(self.config) as admin:
             assert {report.outcome for report in admin.ensure()} == {"created"}
+
+    def ensure_topics(self) -> None:
+        """Create those that are missing."""
+        with TopicAdmin(self.config) as admin:
+            assert {report.outcome for report in admin.ensure()} <= {"created", "exists"}
 
     def limit_predictions_to(self, size: str) -> None:
         """Let the broker refuse predictions of more bytes."""
