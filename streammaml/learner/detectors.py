@@ -40,8 +40,13 @@ NAMES = _names()
 
 
 def parameters_of(config: DetectorConfig, task: Task) -> Parameters:
-    """The detector's parameters: those given, over the task's defaults for PageHinkley."""
-    defaults = DEFAULTS[task] if config.name == "PageHinkley" else {}
+    """The detector's parameters: those given, over the task's defaults for PageHinkley.
+
+    A detector that draws numbers has a seed, so that a replay draws the same.
+    """
+    defaults = dict(DEFAULTS[task]) if config.name == "PageHinkley" else {}
+    if config.name in NAMES and "seed" in inspect.signature(NAMES[config.name]).parameters:
+        defaults["seed"] = 0
     return {**defaults, **config.parameters}
 
 

@@ -191,7 +191,7 @@ class Memory:
         for row in np.flatnonzero(expired & (self.contexts.version >= 0)).tolist():
             name = self.names[row]
             keys.append(key_of(LIGHT, name))
-            if self._stored[row]:
+            if self._stored[row] or not self.contexts.at_init[row]:  # or in a snapshot just taken
                 keys.append(key_of(WEIGHTS, name))
             if self._watch.is_stored(row):
                 keys.append(key_of(DETECTOR, name))

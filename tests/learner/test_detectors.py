@@ -50,6 +50,13 @@ def test_another_detector_has_rivers_own_defaults() -> None:
     assert detectors.parameters_of(DetectorConfig(name="ADWIN"), CLASSES) == {}
 
 
+def test_a_detector_that_draws_numbers_has_a_seed_unless_another_is_given() -> None:
+    given = DetectorConfig(name="KSWIN", parameters={"seed": 3})
+
+    assert detectors.parameters_of(DetectorConfig(name="KSWIN"), CLASSES) == {"seed": 0}
+    assert detectors.parameters_of(given, CLASSES) == {"seed": 3}
+
+
 @pytest.mark.parametrize(
     ("config", "compiled"),
     [
