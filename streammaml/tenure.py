@@ -96,6 +96,16 @@ class Tenure:
         return 0 if self._store is None else self._store.count(LIGHT)
 
     @property
+    def is_verified(self) -> bool:
+        """Whether to look for a context that is not there takes no time."""
+        return self._store is None or self._store.is_verified
+
+    @property
+    def next_offset(self) -> int:
+        """The state is that of all events below."""
+        return self._next
+
+    @property
     def free_bytes(self) -> int | None:
         """Room left on the disk of the local store."""
         return None if self._store is None else self._store.free_bytes()

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.command_line import call as call
 from tests.kafka_broker import Broker, KafkaNotFoundError, ignoring_unclosed_sockets
 
 

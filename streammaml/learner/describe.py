@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streammaml.config import Config, Feature, FeatureType
 from streammaml.errors import DamagedError
@@ -33,13 +34,15 @@ def describe(
     context: Context,
     record: Records,
     weights: Float32s | None,
+    theta: Float32s | None,
     inputs: Sequence[float],
     classes: Sequence[Label],
     stored_bytes: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The whole state of a context; ``record`` is one of ``Format.light``, ``weights`` [P].
+    """The whole state of a context; ``record`` is one of ``Format.light``.
 
-    What is not known, or infinite, is None. The support set is in the order it was learned, in the
+    ``weights`` and ``theta`` [P] are its fast weights and the initialization behind them. What is
+    not known, or infinite, is None. The support set is in the order it was learned, in the
     schema's features and the user's classes.
     """
     applied, last_offset, rolling = record["ledger"].tolist()
@@ -53,7 +56,7 @@ def describe(
         "labels_in_segment": int(record["segment"]),
         "initialization": int(record["version"]),
         "adapted": not record["at_init"],
-        "weights": None if weights is None else _weights(weights),
+        "weights": None if weights is None else _weights(weights, theta),
         "detector": _detector(config, record, inputs),
         "features": _scales(config, record),
         "support": _support(config, record, classes),
@@ -63,7 +66,7 @@ def describe(
     if "error_scale" in names:
         described["typical_error"] = _number(record["error_scale"])  # in deviations of the label
     if "baseline" in names:
-        described["baseline_weights"] = _weights(record["baseline"])
+        described["baseline_weights"] = _weights(record["baseline"], theta)
     return described
 
 
@@ -80,9 +83,9 @@ def describe_records(
     if LIGHT not in found:
         return None
     record = form.unpack([keys[LIGHT]], [found[LIGHT]])[0]
-    weights: Float32s | None = None
+    theta = _theta(form, values, int(record["version"]))
     if record["at_init"]:
-        weights = _theta(form, values, int(record["version"]))
+        weights = theta
     elif WEIGHTS in found:
         weights = form.unpack_weights([keys[WEIGHTS]], [found[WEIGHTS]])[0]
     else:
@@ -97,7 +100,7 @@ def describe_records(
         classes = classes or form.unpack_stream(values[STREAM], stream)[1]
     names = {LIGHT: "light", WEIGHTS: "weights", DETECTOR: "detector"}
     sizes = {name: len(found.get(kind, b"")) for kind, name in names.items()}
-    return describe(config, context, record, weights, inputs, classes, sizes)
+    return describe(config, context, record, weights, theta, inputs, classes, sizes)
 
 
 def _theta(form: Format, values: Mapping[bytes, bytes], version: int) -> Float32s | None:
@@ -112,9 +115,14 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _weights(weights: Float32s) -> dict[str, Any]:
-    wide = weights.astype(np.float64)
-    return {"count": len(wide), "norm": _number(np.sqrt(wide @ wide))}
+def _weights(weights: Float32s, theta: Float32s | None) -> dict[str, Any]:
+    distance = None if theta is None else _norm(weights.astype(np.float64) - theta)
+    return {"count": len(weights), "norm": _norm(weights), "distance": distance}
+
+
+def _norm(values: NDArray[Any]) -> float | None:
+    wide = values.astype(np.float64)
+    return _number(np.sqrt(wide @ wide))
 
 
 def _detector(config: Config, record: Records, inputs: Sequence[float]) -> dict[str, Any]:

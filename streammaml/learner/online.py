@@ -19,6 +19,7 @@ from streammaml.learner import detectors
 from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels.bundle import bundle
+from streammaml.learner.listing import Column, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.snapshot import STREAM, Format, Item
@@ -33,6 +34,7 @@ from streammaml.learner.state import (
 )
 from streammaml.learner.versions import Versions, is_same
 from streammaml.learner.watch import Watch
+from streammaml.query import Sort
 from streammaml.sealed import OVERHEAD_BYTES
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
@@ -295,8 +297,24 @@ class Learner:
             return None
         records, weights, inputs = found
         record, classes = records[0], self.labels.classes
+        theta = self._versions.thetas.get(int(record["version"]))
         sizes = self._form.sizes(record) | {"detector": self._watch.size(inputs)}
-        return describe(self._config, context, record, weights[0], inputs, classes, sizes)
+        return describe(self._config, context, record, weights[0], theta, inputs, classes, sizes)
+
+    def column(self, sort: Sort) -> Column:
+        """One number of each context in memory, to choose by (``listing.top``)."""
+        return column(self._contexts, self._memory.names, sort)
+
+    def glance(self, names: Sequence[Context]) -> list[dict[str, Any]]:
+        """One line, as JSON values, for each of those contexts that are in memory."""
+        present = [name for name in names if name in self._rows]
+        records = glances(self._contexts, np.array([self._rows[n] for n in present], np.int64))
+        lines = describe_glances(self._config, present, records)
+        for line, record in zip(lines, records, strict=True):
+            inputs = self._watch.inputs(self._rows[line["context"]])
+            sizes = self._form.sizes(record).values()
+            line["stored_bytes"] = sum(sizes) + self._watch.size(inputs)
+        return lines
 
 
 def policy_of(config: Config) -> Policy:

@@ -144,6 +144,11 @@ class Store:
         """What the store takes on the disk."""
         return sizes(self._path) + self._scratch.size_bytes
 
+    @property
+    def is_verified(self) -> bool:
+        """Whether to look for a key that is not there takes no time."""
+        return self._verification is None or self._verification.is_done
+
     def free_bytes(self) -> int:
         """What is free on the disk, for this user."""
         with self._guarded():

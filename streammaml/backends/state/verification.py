@@ -28,6 +28,10 @@ class Verification:
         self._thread = threading.Thread(target=self._run, name=f"verify {path}", daemon=True)
         self._thread.start()
 
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_set()
+
     def wait(self) -> None:
         """Return when all was read, or when ``report`` was told why not."""
         self._done.wait()
