@@ -142,12 +142,13 @@ class Tenure:
         if self._store is None or self._player is None or self._next == self._barrier_offset:
             return False
         limits = self._config.state
-        learner = self._player.learner
+        # What was spilled twice since takes twice the room on the disk.
+        changed = max(self._player.learner.changed_bytes, self._store.spilled_bytes)
         return (
             self._forced
             or now - self._barrier_at >= limits.barrier_interval_s
             or self._next - self._barrier_offset >= limits.barrier_events
-            or learner.changed_bytes >= limits.barrier_mb * 1e6
+            or changed >= limits.barrier_mb * 1e6
         )
 
     def has_barrier(self) -> bool:
@@ -249,6 +250,13 @@ class Tenure:
         """The replay is over. Another initialization than the state's takes effect here."""
         assert self._player is not None
         self._live = True
+        if self._plan.live_from > self._plan.start:
+            log.info(
+                "replayed",
+                partition=self.partition.index,
+                events=self._plan.live_from - self._plan.start,
+                seconds=round(time.monotonic() - self._began, 2),
+            )
         learner = self._player.learner
         if not learner.same_initialization(self._initialization):
             log.info("swapped", before=learner.version, now=self._initialization.version)

@@ -192,11 +192,8 @@ class Learner:
 
     def _new_bundle(self) -> None:
         """Again whenever an array was replaced."""
-        packed = new_packed(0, self._stream.known.shape[0])
         self._bundled = self._contexts
-        self._bundle = bundle(
-            self._contexts, self._stream, self._meta, self._policy, self._scratch, packed
-        )
+        self._bundle = bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch)
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""

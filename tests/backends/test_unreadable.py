@@ -5,6 +5,7 @@ On memory as modelled, on Kafka with bytes changed in its files and with a codec
 
 from __future__ import annotations
 
+import secrets
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -62,6 +63,9 @@ CASES = {
     "its last offset, to a later one": Damage((4,), LAST + 2, 3, 80, 100, 100),
 }
 
+BEHIND_MARKER = len(CASES)
+"""The partition whose bad batch follows the marker of a transaction."""
+
 
 def batches(file: Path) -> list[Batch]:
     found, data, at = [], file.read_bytes(), 0
@@ -81,15 +85,30 @@ def change(file: Path, at: int, value: int | None) -> None:
         stream.write(bytes([old ^ 0x55 if value is None else value]))
 
 
-def fill(world: World, topic: str, partition: int, codec: str = "lz4", count: int = 1) -> None:
+def fill(
+    world: World,
+    topic: str,
+    partition: int,
+    codec: str = "lz4",
+    count: int = 1,
+    transactional_id: str | None = None,
+) -> None:
     """Whole batches of SIZE records."""
     producer = kafka.KafkaProducer(
-        **client_settings(world.config.kafka, 10.0), linger_ms=5000, compression_type=codec
+        **client_settings(world.config.kafka, 10.0),
+        linger_ms=5000,
+        compression_type=codec,
+        transactional_id=transactional_id,
     )
+    if transactional_id:
+        producer.init_transactions()
+        producer.begin_transaction()
     for _ in range(count):
         for i in range(SIZE):
             producer.send(topic, b"%d" % i * 50, b"k", partition=partition)
         producer.flush()
+    if transactional_id:
+        producer.commit_transaction()
     producer.close()
 
 
@@ -99,11 +118,13 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaWorld]:
     broker = make_broker(tmp_path_factory.mktemp("kafka"))
     broker.start()
     with ignoring_unclosed_sockets():
-        world = KafkaWorld(unique_config(broker.bootstrap, partitions=len(CASES)))
+        world = KafkaWorld(unique_config(broker.bootstrap, partitions=len(CASES) + 1))
         topics = world.config.topics
         for i in range(len(CASES)):
             fill(world, topics.events, i, count=BATCHES)
         fill(world, topics.state, 0, count=BATCHES)
+        fill(world, topics.events, BEHIND_MARKER, transactional_id=secrets.token_hex(4))
+        fill(world, topics.events, BEHIND_MARKER, count=2)
         broker.stop()
         damage = [(topics.events, i, case) for i, case in enumerate(CASES.values())]
         for topic, i, case in [*damage, (topics.state, 0, next(iter(CASES.values())))]:
@@ -114,6 +135,9 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaWorld]:
             ]
             for b in case.batches:
                 change(file, found[b].at + case.byte, case.value)
+        file = broker.segment(topics.events, BEHIND_MARKER)
+        assert [b.first for b in batches(file)] == [0, SIZE, SIZE + 1, 2 * SIZE + 1]
+        change(file, batches(file)[2].at + PAYLOAD, None)
         broker.start()
         yield world
         broker.kill()
@@ -161,6 +185,22 @@ def until_end_or_bad(reader: Reader, partition: Partition) -> int:
     with suppress(UnreadableError):
         drive(reader, until=lambda: reader.source.position(partition) == END, what="the end")
     return len(reader.values)
+
+
+@pytest.mark.kafka
+def test_the_place_is_where_a_reader_would_go_on(damaged: KafkaWorld) -> None:
+    """It has not seen the marker before the bad batch, and comes back to before it."""
+    partition = Partition(damaged.config.topics.events, BEHIND_MARKER)
+    first = started(damaged, partition, 0)
+    told = failure(first)
+    after = first.source.next_readable(partition, told.offset)
+    first.close()
+    again = started(damaged, partition, told.offset)
+
+    assert failure(again).offset == told.offset == SIZE
+    assert after == 2 * SIZE + 1
+
+    again.close()
 
 
 @pytest.mark.kafka
@@ -237,4 +277,20 @@ def test_the_memory_twin_tells_and_passes_over_too() -> None:
     assert (told.partition, told.offset) in {(0, 3), (1, ends[two] - 1)}
     assert reader.source.next_readable(one, 3) == 9
     assert reader.source.next_readable(two, ends[two] - 1) == ends[two]
+    reader.close()
+
+
+def test_the_memory_twin_too_tells_where_a_reader_would_go_on() -> None:
+    world = MemoryWorld(unique_config(partitions=1))
+    partition = Partition(world.config.topics.events, 0)
+    with Reader(world, "b") as other:
+        other.commit(numbered(partition.topic, 3))
+    world.produce(numbered(partition.topic, 3))
+    world.broker.damage(partition, 4, 5)
+    reader = Reader(world, "a")
+
+    told = failure(reader)
+
+    assert told.offset == len(reader.values) == 3
+    assert reader.source.next_readable(partition, 3) == 5
     reader.close()

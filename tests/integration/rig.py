@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections import Counter
@@ -15,6 +16,7 @@ import kafka  # type: ignore[import-untyped]  # kafka-python has no types
 
 from streammaml.backends.kafka import KafkaFeed, TopicAdmin
 from streammaml.backends.ports import Message
+from streammaml.config import Config
 from streammaml.config_file import to_toml
 from tests import wire
 from tests.integration.job import Job
@@ -86,6 +88,18 @@ class WorkerProcess:
         self._process.wait(TIMEOUT_S)
 
 
+def owned(worker: WorkerProcess) -> int:
+    """Partitions it has by its own account."""
+    held: set[int] = set()
+    for line in worker.log().splitlines():
+        if '"event": "connected"' in line:
+            held = set()
+        elif '"event": "rebalanced"' in line:
+            change = json.loads(line)
+            held = (held | set(change["assigned"])) - set(change["revoked"]) - set(change["lost"])
+    return len(held)
+
+
 class Rig(Job):
     """A job whose events are made here and whose processes may be hurt."""
 
@@ -109,6 +123,11 @@ class Rig(Job):
             kafka={"bootstrap_servers": servers, "group": self.name, **kafka},
             worker={"commit_interval_ms": 100, "max_record_bytes": room},
         )
+        self.file.write_text(to_toml(self.config))
+
+    def configure_with(self, **sections: Any) -> None:
+        """Change settings of the workers to be started."""
+        self.config = Config.build(self.config.model_dump(), sections)
         self.file.write_text(to_toml(self.config))
 
     def create_topics(self) -> None:

@@ -64,7 +64,7 @@ class KafkaSource:
         self._on_rebalance = on_rebalance
         self._fresh: dict[Partition, float] = {}  # assigned, not yet told: since when
         self._standing: dict[Partition, Standing] = {}  # told as assigned
-        self._started: set[Partition] = set()
+        self._started: dict[Partition, int] = {}  # and the offset after the last one returned
         self._ends: dict[Partition, int] = {}  # as last asked for
         self._paused = False
         self._waiting: dict[tuple[Partition, int], int] = {}  # position: checks that found it
@@ -96,7 +96,7 @@ class KafkaSource:
     def start(self, partition: Partition, offset: int) -> None:
         assert partition in self._standing, f"{partition} is not assigned"
         self._consumer.seek(native(partition), offset)
-        self._started.add(partition)
+        self._started[partition] = offset
         if not self._paused:
             self._consumer.resume(native(partition))
 
@@ -177,7 +177,7 @@ class KafkaSource:
             try:
                 batches = self._consumer.poll(min(left, _POLL_SLICE_S) * 1000)
             except Exception as error:
-                raise explain(error) from error
+                raise explain(error, self._started.get) from error
             if self._fault is not None:
                 raise self._fault
             if topic_id(self._consumer, self._topic) not in ("", self._topic_id):
@@ -185,8 +185,10 @@ class KafkaSource:
             if self._fresh:
                 self._admit()
             if batches or left == 0:
+                found = {ours(tp): records for tp, records in batches.items()}
+                self._started.update({p: records[-1].offset + 1 for p, records in found.items()})
                 self._keep_what_waits()
-                return {ours(tp): records for tp, records in batches.items()}
+                return found
 
     def _keep_what_waits(self) -> None:
         """The client has an error for its next poll, but drops it if the partition is paused by
@@ -194,7 +196,7 @@ class KafkaSource:
         """
         waiting = self._consumer._fetcher._next_in_line_exception_metadata
         if waiting is not None:
-            self._fault = explain(waiting.exception)
+            self._fault = explain(waiting.exception, self._started.get)
 
     def _admit(self) -> None:
         """Tell of new partitions once it is known how they stand; or try again next time."""
@@ -239,7 +241,7 @@ class KafkaSource:
         gone = [ours(tp) for tp in partitions]
         for p in gone:
             self._fresh.pop(p, None)
-            self._started.discard(p)
+            self._started.pop(p, None)
         return frozenset(p for p in gone if self._standing.pop(p, None) is not None)
 
     def tell(self, change: Rebalance) -> None:
