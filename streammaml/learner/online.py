@@ -182,6 +182,8 @@ class Learner:
                     first = i
                     memory.make_room(batch.contexts, i)
                 row = memory.admit(batch.contexts, i)
+                if memory.contexts is not self._bundled:  # they grew
+                    self._new_bundle()
             rows[i] = row
         self._play(batch, rows, first, size, packed)
         expired = self._newly_expired() if self._policy.ttl_s > 0 else 0
@@ -209,10 +211,8 @@ class Learner:
         assert len(batch.times) == len(batch.offsets) == len(x)
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        if self._bundled is not self._contexts:  # they grew
-            self._new_bundle()
         x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
-        if not self._watch:
+        if self._prototype is None:
             kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
             return
         decisions = Decisions(packed)
