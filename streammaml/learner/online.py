@@ -62,9 +62,7 @@ class Learner:
         self._config = config
         self._spec = spec_of(config)
         check_fits(initialization, self._spec)
-        prototype = detectors.build(learner.detector, config.label.task)
-        compiled = detectors.is_compiled(learner.detector, config.label.task)
-        self._prototype = None if compiled else prototype
+        self._prototype = detectors.prototype(learner.detector, config.label.task)
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)

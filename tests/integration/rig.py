@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -82,6 +83,11 @@ class WorkerProcess:
         """SIGTERM; it must end well and in time."""
         self.send(signal.SIGTERM)
         assert self.end(GRACE_S) == 0, self.log()
+
+    def cpu_s(self) -> float:
+        """Processor time it has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def rss_mb(self) -> float:
         """Resident memory now."""
