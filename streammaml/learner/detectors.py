@@ -46,10 +46,11 @@ def parameters_of(config: DetectorConfig, task: Task) -> Parameters:
 
     A detector that draws numbers has a seed, so that a replay draws the same.
     """
-    defaults = dict(DEFAULTS[task]) if config.name == "PageHinkley" else {}
-    if config.name in NAMES and "seed" in inspect.signature(NAMES[config.name]).parameters:
-        defaults["seed"] = 0
-    return {**defaults, **config.parameters}
+    if config.name == "PageHinkley":
+        return {**DEFAULTS[task], **config.parameters}
+    kind = names().get(config.name)
+    seeded = kind is not None and "seed" in inspect.signature(kind).parameters
+    return {**({"seed": 0} if seeded else {}), **config.parameters}
 
 
 def is_compiled(config: DetectorConfig, task: Task) -> bool:
