@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from enum import StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from streammaml.config import Config
 from streammaml.errors import ConfigError, StreamMAMLError
 from streammaml.flags import features_of, layer_of_flags, layer_of_sets, values_of
 from streammaml.process import configure_logging, last_words, stop_on_signals
+from streammaml.query import LONGEST_PATTERN, MOST_ROWS, Query, Sort
 
 app = typer.Typer(
     help="Online adaptation for many contexts on Kafka.",
@@ -70,6 +72,15 @@ Classes = Annotated[str | None, typer.Option(help="The closed list of classes: a
 Initialization = Annotated[
     Path | None, typer.Option(help="A file that `streammaml outer --once` wrote")
 ]
+
+Url = Annotated[str | None, typer.Option(help="[default: this configuration's worker]")]
+FromTopic = Annotated[
+    bool, typer.Option("--from-topic", help="Read the state topic, as of the last barriers")
+]
+OTHER_WAYS = (
+    "--url names another worker (each knows its own partitions), --from-topic reads what all of "
+    "them have stored"
+)
 
 
 class OuterRule(StrEnum):
@@ -278,28 +289,97 @@ def doctor(
 
 @app.command()
 def health(
-    url: Annotated[str | None, typer.Option(help="[default: this configuration's worker]")] = None,
+    url: Url = None,
     config: ConfigFile = None,
     sets: Sets = None,
     timeout_s: Annotated[float, typer.Option(min=0.1)] = 3.0,
 ) -> None:
     """Ask a running worker whether it is well; for container probes. Exit 0 or 1."""
-    import http.client
-    import urllib.error
-    import urllib.request
+    from streammaml.remote import NoWorkerError, get
 
-    target = url or _address(_load(config, sets, {}))
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a pod may have a proxy
     try:
-        with direct.open(f"{target.rstrip('/')}/healthz", timeout=timeout_s) as answer:
-            typer.echo(answer.read().decode())
-    except urllib.error.HTTPError as error:
-        with error:
-            typer.echo(error.read().decode(errors="replace"), err=True)
-        raise typer.Exit(1) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        typer.echo(f"no worker answers at {target}: {error}", err=True)
-        raise typer.Exit(1) from error
+        reply = get(url or _address(_load(config, sets, {})), "/healthz", timeout_s)
+    except NoWorkerError as error:
+        raise _failed(str(error)) from error
+    if reply.status != HTTPStatus.OK:
+        raise _failed(reply.text)
+    typer.echo(reply.text)
+
+
+@app.command()
+def contexts(
+    sort: Annotated[Sort, typer.Option(help="The greatest first; a name: from A on")] = Sort.LOSS,
+    pattern: Annotated[
+        str, typer.Option("--filter", metavar="GLOB", help="Names, such as 'store-*'")
+    ] = "*",
+    limit: Annotated[int, typer.Option(min=1, max=MOST_ROWS)] = 50,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    url: Url = None,
+    from_topic: FromTopic = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    bootstrap_servers: Bootstrap = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1)] = 10.0,
+) -> None:
+    """List the contexts that a worker has in memory, or that the topic holds."""
+    if len(pattern) > LONGEST_PATTERN:
+        raise typer.BadParameter(f"--filter has more than {LONGEST_PATTERN} characters")
+    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    from streammaml.pages import listing_page, show
+
+    query = Query(sort, limit, pattern)
+    if from_topic:
+        _need_features(effective)
+        from streammaml.stored import list_topic
+
+        configure_logging(level="warning")
+        found = list_topic(effective, query)
+    else:
+        from streammaml.remote import listing_path
+
+        found = _ask(url or _address(effective), listing_path(query), timeout_s)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        show(listing_page(found, effective.topics.state))
+
+
+@app.command()
+def inspect(
+    context: Annotated[str, typer.Argument(help="Its name, as in the events")],
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    url: Url = None,
+    from_topic: FromTopic = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    bootstrap_servers: Bootstrap = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1)] = 10.0,
+) -> None:
+    """Show all that is known of one context: counters, scalers, detector, weights, examples."""
+    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    from streammaml.pages import context_page, printable, show
+
+    found: dict[str, Any] | None
+    if from_topic:
+        _need_features(effective)
+        from streammaml.stored import find_in_topic
+
+        configure_logging(level="warning")
+        found = find_in_topic(effective, context)
+        if found is None:
+            raise _failed(
+                f"no context {printable(context)!r} in {effective.topics.state!r}. `streammaml "
+                "contexts --from-topic --sort name` lists them; one that is younger than the last "
+                "barrier is only in its worker (without --from-topic)"
+            )
+    else:
+        from streammaml.remote import context_path
+
+        found = _ask(url or _address(effective), context_path(context), timeout_s)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        show(context_page(found))
 
 
 @config_app.command("init")
@@ -368,6 +448,28 @@ def _load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> C
             raise ConfigError(f"{path} is not TOML: {error}") from error
     layers += [settings.from_environment(os.environ), flags, layer_of_sets(sets)]
     return Config.build(*layers)
+
+
+def _failed(message: str) -> typer.Exit:
+    """Say why, and end with 1."""
+    typer.echo(message, err=True)
+    return typer.Exit(1)
+
+
+def _ask(url: str, path: str, timeout_s: float) -> dict[str, Any]:
+    """What a running worker says; if it says no, or nothing, its reason and the other ways."""
+    from streammaml.remote import NoWorkerError, get
+
+    try:
+        reply = get(url, path, timeout_s)
+    except NoWorkerError as error:
+        raise _failed(f"{error}. {OTHER_WAYS}") from error
+    value = reply.value
+    if value is None:
+        raise _failed(f"what answers at {url} is no worker of this release ({reply.status})")
+    if reply.status != HTTPStatus.OK:
+        raise _failed(f"the worker at {url} says: {value.get('error')}. {OTHER_WAYS}")
+    return value
 
 
 def _state_home() -> Path:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from streammaml.backends.kafka import TopicAdmin
+from streammaml.backends.kafka import ClusterReport, TopicAdmin
 from streammaml.config import Config, spec_of
 from streammaml.errors import StreamMAMLError
 from streammaml.learner import detectors
 from streammaml.learner.kernels.compiler import FOLDER, is_cached
 from streammaml.serving import load_initialization
 
+SAFE_BARRIERS = 10
+"""Retention must hold the events of so many barriers: a late one must not be a loss."""
+SAFE_EVENT_BYTES = 2_000
 CODECS = {"lz4": "lz4", "snappy": "snappy", "zstd": "zstandard"}
 
 
@@ -31,6 +37,7 @@ def examine(config: Config) -> list[Finding]:
         *_libraries(),
         _kernels(),
         _port(config),
+        *_disk(config),
         *_kafka(config),
     ]
 
@@ -115,13 +122,93 @@ def _kafka(config: Config) -> Iterator[Finding]:
     yield Finding(
         "kafka", True, f"{cluster.brokers} brokers at {servers}, protocol {cluster.version}"
     )
-    yield Finding(
-        "topics",
-        not cluster.missing,
-        f"missing: {', '.join(cluster.missing)}; create them with `streammaml topics`"
-        if cluster.missing
-        else "all there",
+    yield _topics(config, cluster)
+    if config.state.enabled:
+        yield from _state(config, cluster)
+    why, plain = cluster.transactions, config.worker.delivery == "at_least_once"
+    cure = (
+        "the broker must allow Write and Describe on this group's transactional ids; a broker "
+        "without transactions serves worker.delivery=at_least_once"
     )
-    why = cluster.transactions
-    cure = "the broker must allow Write and Describe on this group's transactional ids"
-    yield Finding("transactions", not why, f"{why}; {cure}" if why else "usable")
+    yield Finding(
+        "transactions", plain or not why, f"{why}; {cure}" if why and not plain else "usable"
+    )
+
+
+def _topics(config: Config, cluster: ClusterReport) -> Finding:
+    """All but the state topic, which has a finding of its own."""
+    wrong = [f"{r.topic} {r.outcome}" for r in cluster.problems if r.topic != config.topics.state]
+    if cluster.missing:
+        cure = "create them with `streammaml topics`"
+        wrong.insert(0, f"missing: {', '.join(cluster.missing)}; {cure}")
+    return Finding("topics", not wrong, "; ".join(wrong) or "all there")
+
+
+def _state(config: Config, cluster: ClusterReport) -> Iterator[Finding]:
+    """Whether a worker that starts anew finds its state, and the events since."""
+    topics = config.topics
+    if topics.state in cluster.partitions:
+        problem = next((r.outcome for r in cluster.problems if r.topic == topics.state), "")
+        count = cluster.partitions[topics.state]
+        yield Finding(
+            "state topic",
+            not problem,
+            f"{topics.state} {problem}" if problem else f"compacted, {count} partitions",
+        )
+    if topics.events in cluster.partitions:
+        yield _retention(config, cluster)
+
+
+def _retention(config: Config, cluster: ClusterReport) -> Finding:
+    """Events since the last barrier are replayed, so they must still be there."""
+    needs_ms = SAFE_BARRIERS * config.state.barrier_interval_s * 1000
+    needs_bytes = config.state.barrier_events * SAFE_EVENT_BYTES
+    change = (
+        "kafka-configs.sh --alter --entity-type topics "
+        f"--entity-name {config.topics.events} --add-config "
+    )
+    ms, size = cluster.retention_ms, cluster.retention_bytes
+    if 0 <= ms < needs_ms:
+        return Finding(
+            "events retention",
+            False,
+            f"events are held for {ms / 1000:g} s, and a barrier comes every "
+            f"{config.state.barrier_interval_s:g} s: {change}retention.ms=604800000",
+        )
+    if 0 <= size < needs_bytes:
+        return Finding(
+            "events retention",
+            False,
+            f"a partition holds {size} bytes of events, and a barrier comes every "
+            f"{config.state.barrier_events} events: {change}retention.bytes=-1",
+        )
+    held = "without limit" if ms < 0 else f"for {ms / 3_600_000:g} h"
+    room = "" if size < 0 else f", up to {size} bytes of a partition"
+    return Finding(
+        "events retention", True, f"{held}{room}: a worker may be away that long without a gap"
+    )
+
+
+def _disk(config: Config) -> Iterator[Finding]:
+    """Where the local store will be; its nearest folder that is there already."""
+    state = config.state
+    if not state.enabled:
+        return
+    place = Path(state.directory).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free_mb = shutil.disk_usage(place).free / 1e6
+    except OSError as error:
+        yield Finding("state directory", False, f"{place}: {error.strerror}")
+        return
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problem = f"{place} is no folder that this user can write to; set state.directory"
+    elif free_mb < state.min_free_mb:
+        problem = (
+            f"{free_mb:.0f} MB are free in {place}, state.min_free_mb is {state.min_free_mb:g}: "
+            "make room, or set state.directory"
+        )
+    else:
+        problem = ""
+    yield Finding("state directory", not problem, problem or f"{free_mb:.0f} MB free in {place}")

@@ -1,10 +1,11 @@
-"""From what the worker does to metrics, live page and health."""
+"""From what the worker does to metrics, live page, health and the contexts' listing."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,13 @@ from streammaml.backends.metrics import Metrics
 from streammaml.backends.ports import Partition, Rebalance
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config
+from streammaml.contexts import find_context, list_contexts
 from streammaml.partition import Played
+from streammaml.query import Query
 from streammaml.worker import Kept, TransactionResult, Worker
+
+ASK_LIMIT_S = 5.0
+"""A busy loop turns every two seconds."""
 
 
 class Watch:
@@ -35,8 +41,21 @@ class Watch:
         return 0.0 if self._worker is None else time.monotonic() - self._worker.loop_at
 
     def is_ready(self) -> bool:
-        """Whether the worker owns a partition."""
-        return self._worker is not None and self._worker.owns_partitions
+        """Whether the worker owns partitions, and has the state of all of them."""
+        worker = self._worker
+        return worker is not None and worker.owns_partitions and not worker.is_restoring
+
+    def contexts(self, query: Query) -> dict[str, Any]:
+        return list_contexts(self._asked(), query, ASK_LIMIT_S)
+
+    def context(self, name: str) -> dict[str, Any] | None:
+        return find_context(self._asked(), name, ASK_LIMIT_S)
+
+    def _asked(self) -> Worker:
+        worker = self._worker
+        if worker is None:
+            raise TimeoutError("the worker does not run")
+        return worker
 
     def state(self, name: str) -> None:
         self.metrics.state(name)
@@ -85,6 +104,11 @@ def watched(config: Config) -> tuple[Watch, WebServer]:
     metrics, board = Metrics(config), Board()
     watch = Watch(metrics, board)
     sources = Sources(
-        registry=metrics.registry, board=board, loop_age_s=watch.loop_age_s, ready=watch.is_ready
+        registry=metrics.registry,
+        board=board,
+        loop_age_s=watch.loop_age_s,
+        ready=watch.is_ready,
+        contexts=watch.contexts,
+        context=watch.context,
     )
     return watch, WebServer(config.web, sources)

@@ -22,11 +22,12 @@ log = structlog.get_logger(__name__)
 BARRIER_KEY = b"@partition"
 
 
-class Barrier(msgspec.Struct, frozen=True):
+class Barrier(msgspec.Struct, frozen=True, kw_only=True):
     """The record ``@partition``: the one offset at which all of a partition's state stands."""
 
     offset: int
     """S: every event below it is in the state, none at or above it."""
+    group: str
     version: int
     topic_id: str
     partitions: int
@@ -42,21 +43,31 @@ class Plan(NamedTuple):
 
 def write_barrier(config: Config, offset: int, version: int, standing: Standing) -> bytes:
     barrier = Barrier(
-        offset, version, standing.topic_id, standing.partitions, description_of(config)
+        offset=offset,
+        group=config.kafka.group,
+        version=version,
+        topic_id=standing.topic_id,
+        partitions=standing.partitions,
+        model=description_of(config),
     )
     return sealed.seal(BARRIER_KEY, fingerprint_of(config), msgspec.json.encode(barrier))
 
 
-def read_barrier(config: Config, value: bytes) -> Barrier:
-    """IncompatibleError, naming the differences and the cure, if another model wrote it."""
+def read_barrier(value: bytes) -> Barrier:
+    """DamagedError where it is none, IncompatibleError where another release wrote it."""
     try:
         return msgspec.json.decode(sealed.unseal_any(BARRIER_KEY, value)[1], type=Barrier)
     except msgspec.DecodeError as error:
         raise DamagedError(f"the record {BARRIER_KEY.decode()} is no barrier: {error}") from error
 
 
-def check_model(config: Config, barrier: Barrier) -> None:
-    """IncompatibleError, naming the differences and the cure, if another model wrote it."""
+def check_owner(config: Config, barrier: Barrier) -> None:
+    """IncompatibleError, naming the difference and the cure, if another group or model wrote it."""
+    if barrier.group != config.kafka.group:
+        raise IncompatibleError(
+            f"the state in {config.topics.state!r} belongs to group {barrier.group!r}: give group "
+            f"{config.kafka.group!r} a topic of its own (--set topics.state=…)"
+        )
     ours = description_of(config)
     if barrier.model != ours:
         found = "; ".join(differences(barrier.model, ours))
@@ -142,8 +153,8 @@ def check_partitions(name: str, before: int, now: int, config: Config) -> None:
         return
     if config.kafka.on_partition_change != "accept":
         raise GapError(
-            f"the topic of {name} has {now} partitions, {before} when the state was written: keys "
-            "moved to other partitions, where their contexts begin anew. To go on so: "
+            f"{name}: the topic has {now} partitions now and had {before} before: keys moved to "
+            "other partitions, where their contexts begin anew. To go on so: "
             "--set kafka.on_partition_change=accept"
         )
     log.warning("partition_change_accepted", partition=name, before=before, now=now)

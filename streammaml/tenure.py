@@ -24,7 +24,7 @@ from streammaml.recovery import (
     BARRIER_KEY,
     Barrier,
     Plan,
-    check_model,
+    check_owner,
     plan,
     read_barrier,
     write_barrier,
@@ -96,6 +96,16 @@ class Tenure:
         return 0 if self._store is None else self._store.count(LIGHT)
 
     @property
+    def is_verified(self) -> bool:
+        """Whether to look for a context that is not there takes no time."""
+        return self._store is None or self._store.is_verified
+
+    @property
+    def next_offset(self) -> int:
+        """The state is that of all events below."""
+        return self._next
+
+    @property
     def free_bytes(self) -> int | None:
         """Room left on the disk of the local store."""
         return None if self._store is None else self._store.free_bytes()
@@ -152,12 +162,13 @@ class Tenure:
         if self._store is None or self._player is None or self._next == self._barrier_offset:
             return False
         limits = self._config.state
-        learner = self._player.learner
+        # What was spilled twice since takes twice the room on the disk.
+        changed = max(self._player.learner.changed_bytes, self._store.spilled_bytes)
         return (
             self._forced
             or now - self._barrier_at >= limits.barrier_interval_s
             or self._next - self._barrier_offset >= limits.barrier_events
-            or learner.changed_bytes >= limits.barrier_mb * 1e6
+            or changed >= limits.barrier_mb * 1e6
         )
 
     def has_barrier(self) -> bool:
@@ -241,8 +252,8 @@ class Tenure:
         learner = Learner(config, self._initialization, store)
         value = None if store is None else store.get(BARRIER_KEY)
         if store is not None and value is not None:
-            self._barrier = read_barrier(config, value)
-            check_model(config, self._barrier)
+            self._barrier = read_barrier(value)
+            check_owner(config, self._barrier)
             learner.restore(store.own())
             self._forced = False
         self._plan = plan(self.partition, self.standing, self._barrier, config)
@@ -260,6 +271,13 @@ class Tenure:
         """The replay is over. Another initialization than the state's takes effect here."""
         assert self._player is not None
         self._live = True
+        if self._plan.live_from > self._plan.start:
+            log.info(
+                "replayed",
+                partition=self.partition.index,
+                events=self._plan.live_from - self._plan.start,
+                seconds=round(time.monotonic() - self._began, 2),
+            )
         learner = self._player.learner
         if not learner.same_initialization(self._initialization):
             log.info("swapped", before=learner.version, now=self._initialization.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from streammaml.backends.codec import EventDecoder
 from streammaml.backends.files import Columns, read_events
 from streammaml.backends.memory import MemoryRecord
 from streammaml.config import Config
-from streammaml.errors import InputError, RejectedError
+from streammaml.errors import InitializationError, InputError, RejectedError
 from streammaml.events import Event
 from streammaml.jobs import progress
 from streammaml.meta.outer_loop import Rule
@@ -41,9 +42,22 @@ def train_from_file(
             on_progress=lambda done, _, loss: tell(done, f"loss {loss:.3f}"),
         )
     whole = out.with_name(f"{out.name}.part")
-    whole.write_bytes(initializations.encode(trained.initialization))
+    fresh = trained.initialization
+    counted = replace(fresh, version=max(fresh.version, _version_at(out) + 1))
+    whole.write_bytes(initializations.encode(counted))
     whole.replace(out)  # in one step: a worker that starts now sees the old one or the new one
-    return trained, past.rejected
+    return replace(trained, initialization=counted), past.rejected
+
+
+def _version_at(out: Path) -> int:
+    """Of the initialization that is about to be replaced; −1 where there is none.
+
+    A partition that knows it takes no other numbers under its version.
+    """
+    try:
+        return initializations.decode(out.read_bytes()).version
+    except (OSError, InitializationError):
+        return -1
 
 
 def _history(config: Config, file: Path, columns: Columns) -> Iterator[list[Event]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
-import sys
 import time
-from typing import TextIO
 
 BEAT_EVERY_S = 1.0
+STDERR = 2
 
 
 class Watchdog:
@@ -17,7 +16,7 @@ class Watchdog:
     found, too. ``limit_s`` 0 turns it off.
     """
 
-    def __init__(self, limit_s: float, file: TextIO = sys.stderr) -> None:
+    def __init__(self, limit_s: float, file: int = STDERR) -> None:
         self._limit_s = limit_s
         self._file = file
         self._beaten = 0.0

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -36,6 +36,7 @@ from streammaml.errors import (
 )
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.mailbox import Mailbox
 from streammaml.partition import Played, RejectionLimit
 from streammaml.recovery import check_partitions
 from streammaml.tenure import Tenure
@@ -59,6 +60,7 @@ log = structlog.get_logger(__name__)
 
 TransactionResult = Literal["committed", "aborted", "fenced"]
 Connect = Callable[[OnRebalance], Clients]
+_T = TypeVar("_T")
 
 
 class Observer(Protocol):
@@ -141,13 +143,20 @@ class Worker:
         self._committed_at = self._active_at = self._lag_at = time.monotonic()
         self._disk_at = 0.0
         self._lost = False
+        self._partitions = 0  # of the topic
         self._unreadable: dict[Partition, tuple[int, int]] = {}  # offset, tries
         self._clients: Clients | None = None
         self._limit = self._new_limit()
         self._patience = Patience(config.kafka.unavailable_limit_s)
         self._stop = threading.Event()
+        self._mailbox = Mailbox()
         self.loop_at = time.monotonic()
         """Monotonic time of the latest turn of the loop, for the health check."""
+
+    @property
+    def tenures(self) -> dict[Partition, Tenure]:
+        """The partitions it has. To be used on the loop's thread: see ``ask``."""
+        return dict(self._tenures)
 
     @property
     def learners(self) -> dict[Partition, Learner]:
@@ -158,12 +167,19 @@ class Worker:
     @property
     def is_restoring(self) -> bool:
         """Whether a partition's state is not there yet."""
-        return any(tenure.learner is None for tenure in self._tenures.values())
+        return any(tenure.learner is None for tenure in list(self._tenures.values()))
 
     @property
     def owns_partitions(self) -> bool:
         """Whether it plays at least one partition. Safe to ask from another thread."""
         return bool(self.learners)
+
+    def ask(self, question: Callable[[], _T], timeout_s: float) -> _T:
+        """Let the loop answer between two batches, for another thread.
+
+        TimeoutError if it does not come to it in time, or lets go of its partitions meanwhile.
+        """
+        return self._mailbox.ask(question, timeout_s)
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop``; then commit and leave.
@@ -223,6 +239,7 @@ class Worker:
         assert self._clients is not None, "open() first"
         self.loop_at = time.monotonic()
         self._beat()
+        self._mailbox.serve()
         restoring = self._restore()
         self._hold(bool(self._pending) or self._disk_full)
         busy = restoring or (self._pending and not self._disk_full)
@@ -444,10 +461,9 @@ class Worker:
         for observer in self._observers:
             observer.lag(lag)
             observer.kept(kept)
-        for partition, tenure in self._tenures.items():
-            name = f"{partition.topic}-{partition.index}"
-            check_partitions(name, tenure.standing.partitions, source.partitions(), self._config)
-            break  # they are all of one topic
+        before, self._partitions = self._partitions, source.partitions()
+        if before and before != self._partitions:
+            check_partitions(self._config.topics.events, before, self._partitions, self._config)
         if now - self._disk_at > DISK_CHECK_S:
             self._disk_at = now
             self._check_disk()
@@ -487,8 +503,8 @@ class Worker:
         )
         for observer in self._observers:
             observer.rebalanced(change, left)
-        if change.assigned:
-            self._tell_state("restoring")
+        if self._tenures:
+            self._tell_state("restoring" if self.is_restoring else "ready")
 
     def _new_tenure(self, partition: Partition) -> Tenure:
         assert self._clients is not None
@@ -504,6 +520,7 @@ class Worker:
 
     def _drop(self) -> None:
         """Forget the open transaction and the partitions; close the clients."""
+        self._mailbox.refuse()
         self._offsets = {}
         self._pending.clear()
         self._uncommitted = 0

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.command_line import call as call
 from tests.kafka_broker import Broker, KafkaNotFoundError, ignoring_unclosed_sockets
 
 
@@ -18,7 +19,7 @@ def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if running := os.environ.get("STREAMMAML_TEST_KAFKA"):
         yield running
         return
-    broker = _make(tmp_path_factory.mktemp("kafka"))
+    broker = make_broker(tmp_path_factory.mktemp("kafka"))
     broker.start()
     yield broker.bootstrap
     broker.kill()
@@ -34,13 +35,14 @@ def unclosed_sockets_are_theirs() -> Iterator[None]:
 @pytest.fixture
 def own_broker(tmp_path: Path, unclosed_sockets_are_theirs: None) -> Iterator[Broker]:
     """A started broker that the test may kill."""
-    broker = _make(tmp_path / "kafka")
+    broker = make_broker(tmp_path / "kafka")
     broker.start()
     yield broker
     broker.kill()
 
 
-def _make(directory: Path) -> Broker:
+def make_broker(directory: Path) -> Broker:
+    """Not started yet; without Kafka the test is skipped."""
     try:
         return Broker(directory)
     except KafkaNotFoundError as error:

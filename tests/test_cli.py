@@ -11,24 +11,22 @@ import sys
 import time
 import tomllib
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]  # no stubs; as below
 import pyarrow.parquet as pa_parquet  # type: ignore[import-untyped]
 import pytest
-import structlog
 from prometheus_client import CollectorRegistry
 
 from streammaml.backends.board import Board
 from streammaml.backends.web import Sources, WebServer
-from streammaml.cli import main
 from streammaml.config import Config, WebConfig, keys, spec_of
 from streammaml.errors import ConfigError
 from streammaml.initialization import check_fits, decode
 from streammaml.observers import watched
+from tests.command_line import Call
 from tests.kafka_broker import free_port
 from tests.worker_process import clean_environment, kafka_environment, predictions, running
 
@@ -36,46 +34,6 @@ HEAVY = {"torch", "numba", "river", "kafka"}
 SECRET = "hunter2-swordfish"
 QUICK_S = 20.0
 ROWS = 600
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def words(self) -> str:
-        """Standard error without the frames and line breaks that a terminal's width makes."""
-        return re.sub(r"[│╭╮╰╯─\s]+", " ", self.err)
-
-
-class Call(Protocol):
-    def __call__(self, *arguments: str) -> Ended: ...
-
-
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Call]:
-    """Run a command here, in an empty folder and without settings in the environment."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("STREAMMAML_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("STREAMMAML_WEB__PORT", "0")
-    handlers, level = logging.root.handlers[:], logging.root.level
-
-    def call(*arguments: str) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([*arguments])
-        code = ended.value.code or 0
-        assert isinstance(code, int)
-        return Ended(code, *capsys.readouterr())
-
-    yield call
-    structlog.reset_defaults()
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.fixture
@@ -440,7 +398,8 @@ def test_the_shown_configuration_is_the_same_configuration(call: Call) -> None:
 
     shown = call("config", "show", "--config", "elaborate.toml").out
 
-    assert Config.build(tomllib.loads(shown)) == Config.build(tomllib.loads(ELABORATE))
+    here = {"state": {"directory": str(Path.home() / ".local" / "state" / "streammaml")}}
+    assert Config.build(tomllib.loads(shown)) == Config.build(here, tomllib.loads(ELABORATE))
     sections = {key: value for key, value in tomllib.loads(shown).items() if key != "features"}
     listed = {name.split(".")[0] for name in keys(Config)} - {"features"}
     assert set(sections) == listed

@@ -18,14 +18,15 @@ import streammaml
 PACKAGE = Path(streammaml.__file__).parent
 
 LAYERS = [
-    {"events", "errors", "initialization", "sealed"},
+    {"events", "errors", "initialization", "sealed", "query"},
     {"config"},
     {"learner", "meta"},
     {"backends"},
-    {"worker", "tenure", "recovery", "partition", "watchdog"}
+    {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox"}
     | {"meta_trainer", "evaluation", "feed", "compat"},
     # What the commands do, each imported when it is called.
-    {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"},
+    {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"}
+    | {"contexts", "stored", "pages", "remote"},
     {"flags", "process"},
     {"cli", "__main__"},
     {"__init__"},  # the package's front door may name anything
@@ -33,7 +34,7 @@ LAYERS = [
 STRANGERS = [("learner", "meta"), ("meta", "learner")]
 """Neighbours that meet in ``initialization`` only."""
 
-PURE = ["learner", "meta", "events", "errors", "config", "initialization", "sealed"]
+PURE = ["learner", "meta", "events", "errors", "config", "initialization", "sealed", "query"]
 FORBIDDEN = {
     *("kafka", "prometheus_client", "logging", "structlog", "time", "datetime", "random"),
     *("os", "threading", "asyncio", "socket", "sqlite3", "http", "urllib", "subprocess", "signal"),

@@ -184,14 +184,14 @@ class Reader:
         else:
             self._does(words)
 
-    def _does(self, words: list[str]) -> None:
+    def _does(self, words: list[str], **more: str) -> None:
         done = subprocess.run(
             words,
             capture_output=True,
             text=True,
             timeout=COMMAND_S,
             cwd=self.folder,
-            env=clean_environment(**self._settings),
+            env=clean_environment(**self._settings | more),
         )
         assert done.returncode == 0, f"{words}: {done.stderr}"
         assert SECRET not in done.stdout + done.stderr
@@ -200,12 +200,14 @@ class Reader:
             self.fed += 1
 
     def _serves(self, words: list[str]) -> None:
-        """A group of its own reads all that was fed; then SIGTERM."""
+        """A group of its own, with its own state, reads all that was fed; then SIGTERM."""
         folder = self.folder
         if "--features" in words:  # "without a configuration file"
             folder = self.folder / "empty"
             folder.mkdir()
-        group = {"STREAMMAML_KAFKA__GROUP": f"readme-{secrets.token_hex(4)}"}
+        name = f"readme-{secrets.token_hex(4)}"
+        group = {"STREAMMAML_KAFKA__GROUP": name, "STREAMMAML_TOPICS__STATE": f"{name}-state"}
+        self._does(["streammaml", "topics"], **group)
         topic = self._settings["STREAMMAML_TOPICS__PREDICTIONS"]
         with running(words, folder, clean_environment(**self._settings | group)) as worker:
             found = predictions(self._servers, topic, self._predicted + EVENTS, worker)

@@ -13,7 +13,7 @@ from streammaml.recovery import (
     BARRIER_KEY,
     Barrier,
     Plan,
-    check_model,
+    check_owner,
     check_partitions,
     plan,
     read_barrier,
@@ -30,7 +30,7 @@ def standing(committed: int | None, beginning: int = 0, end: int = 1000, **other
 
 def barrier(offset: int, settings: Config | None = None) -> Barrier:
     settings = settings or wire.config()
-    return read_barrier(settings, write_barrier(settings, offset, 3, standing(None)))
+    return read_barrier(write_barrier(settings, offset, 3, standing(None)))
 
 
 def plan_of(at: Standing, before: Barrier | None, **kafka: Any) -> Plan:
@@ -91,7 +91,7 @@ def test_a_topic_made_anew_stops_or_begins_at_its_beginning() -> None:
 
 
 def test_another_number_of_partitions_stops_or_is_accepted() -> None:
-    with pytest.raises(GapError, match="3 partitions, 2 when"):
+    with pytest.raises(GapError, match="3 partitions now and had 2"):
         plan_of(standing(70, partitions=3), barrier(50))
 
     found = plan_of(standing(70, partitions=3), barrier(50), on_partition_change="accept")
@@ -100,10 +100,15 @@ def test_another_number_of_partitions_stops_or_is_accepted() -> None:
 
 
 def test_the_state_of_another_model_is_refused_by_name() -> None:
-    check_model(wire.config(), barrier(50))
+    check_owner(wire.config(), barrier(50))
 
     with pytest.raises(IncompatibleError, match=r"hidden|network|sizes"):
-        check_model(wire.config(learner={"hidden": [16]}), barrier(50))
+        check_owner(wire.config(learner={"hidden": [16]}), barrier(50))
+
+
+def test_the_state_of_another_group_is_refused() -> None:
+    with pytest.raises(IncompatibleError, match="belongs to group 'streammaml'"):
+        check_owner(wire.config(kafka={"group": "other"}), barrier(50))
 
 
 def test_a_damaged_barrier_is_found() -> None:
@@ -111,5 +116,5 @@ def test_a_damaged_barrier_is_found() -> None:
     value[30] ^= 1
 
     with pytest.raises(DamagedError):
-        read_barrier(wire.config(), bytes(value))
+        read_barrier(bytes(value))
     assert BARRIER_KEY == b"@partition"

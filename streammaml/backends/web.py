@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from socketserver import TCPServer
 from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qs, unquote
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -24,13 +25,15 @@ from prometheus_client.exposition import choose_encoder
 
 from streammaml.backends.board import Board
 from streammaml.config import WebConfig
-from streammaml.errors import ConfigError
+from streammaml.errors import ConfigError, StreamMAMLError
+from streammaml.query import MOST_ROWS, Query, Sort
 
 LOOP_LIMIT_S = 60.0
 """A loop that has not turned for so long is stuck; a commit may take 15 s, closing 6 s."""
 CLIENT_TIMEOUT_S = 10.0
 METHODS = ("GET", "HEAD")
 JSON = "application/json"
+CONTEXT = "/api/contexts/"
 TEXT = "text/plain; charset=utf-8"
 WILDCARDS = {"", "0.0.0.0", "::"}
 
@@ -58,9 +61,17 @@ class Answer(NamedTuple):
     body: bytes
 
 
+def no_listing(query: Query) -> dict[str, Any]:
+    raise TimeoutError("there is no worker yet")
+
+
+def no_context(name: str) -> dict[str, Any] | None:
+    raise TimeoutError("there is no worker yet")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What the routes read. Both callables are asked from other threads, at each request."""
+    """What the routes read. The callables are asked from other threads, at each request."""
 
     registry: CollectorRegistry
     board: Board
@@ -68,6 +79,10 @@ class Sources:
     """Seconds since the loop's latest turn; below zero while it waits out a back-off."""
     ready: Callable[[], bool]
     loop_limit_s: float = LOOP_LIMIT_S
+    contexts: Callable[[Query], dict[str, Any]] = no_listing
+    """Some contexts, in JSON values; TimeoutError where the worker does not answer."""
+    context: Callable[[str], dict[str, Any] | None] = no_context
+    """All about one; None where the worker has none of this name."""
 
 
 class WebServer:
@@ -131,27 +146,30 @@ class _Routes:
             path: Answer(HTTPStatus.OK, kind, (files("streammaml.backends") / name).read_bytes())
             for path, (name, kind) in PAGE.items()
         }
-        self._made: dict[str, Callable[[str], Answer]] = {
+        self._made: dict[str, Callable[[str, str], Answer]] = {
             "/metrics": self._metrics,
-            "/healthz": self._health,
-            "/readyz": self._ready,
-            "/api/summary": self._summary,
-            "/favicon.ico": lambda accept: Answer(HTTPStatus.NO_CONTENT, "", b""),
+            "/healthz": lambda query, accept: self._health(),
+            "/readyz": lambda query, accept: self._ready(),
+            "/api/summary": lambda query, accept: self._summary(),
+            "/api/contexts": lambda query, accept: self._contexts(query),
+            "/favicon.ico": lambda query, accept: Answer(HTTPStatus.NO_CONTENT, "", b""),
         }
 
-    def answer(self, path: str, accept: str) -> Answer:
+    def answer(self, path: str, query: str, accept: str) -> Answer:
         if path in self._page:
             return self._page[path]
+        if path.startswith(CONTEXT):
+            return self._context(unquote(path.removeprefix(CONTEXT), errors="surrogatepass"))
         make = self._made.get(path)
         if make is None:
             return Answer(HTTPStatus.NOT_FOUND, TEXT, b"no such page\n")
-        return make(accept)
+        return make(query, accept)
 
-    def _metrics(self, accept: str) -> Answer:
+    def _metrics(self, query: str, accept: str) -> Answer:
         encode, kind = choose_encoder(accept)
         return Answer(HTTPStatus.OK, kind, encode(self._sources.registry))
 
-    def _health(self, accept: str) -> Answer:
+    def _health(self) -> Answer:
         age_s, limit_s = self._sources.loop_age_s(), self._sources.loop_limit_s
         alive = age_s < limit_s
         return _json(
@@ -163,12 +181,53 @@ class _Routes:
             },
         )
 
-    def _ready(self, accept: str) -> Answer:
+    def _ready(self) -> Answer:
         ready = self._sources.ready()
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready})
 
-    def _summary(self, accept: str) -> Answer:
+    def _summary(self) -> Answer:
         return _json(HTTPStatus.OK, self._sources.board.summary())
+
+    def _contexts(self, text: str) -> Answer:
+        try:
+            query = _query(text)
+        except ValueError as error:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        try:
+            return _json(HTTPStatus.OK, self._sources.contexts(query))
+        except (TimeoutError, StreamMAMLError) as error:
+            return _later(error)
+
+    def _context(self, name: str) -> Answer:
+        try:
+            found = self._sources.context(name)
+        except (TimeoutError, StreamMAMLError) as error:
+            return _later(error)
+        if found is None:
+            why = {"error": "no context of this name in the partitions of this worker"}
+            return _json(HTTPStatus.NOT_FOUND, why)
+        return _json(HTTPStatus.OK, found)
+
+
+def _query(text: str) -> Query:
+    """ValueError where it asks for what there is not."""
+    given = parse_qs(text, keep_blank_values=True, errors="surrogatepass", max_num_fields=10)
+    if unknown := given.keys() - {"sort", "limit", "filter"}:
+        raise ValueError(f"no parameter {min(unknown)!r}: there are sort, limit and filter")
+    last = {name: values[-1] for name, values in given.items()}
+    sorts = [sort.value for sort in Sort]
+    if (sort := last.get("sort", Sort.LOSS)) not in sorts:
+        raise ValueError(f"no sort {sort!r}: there are {', '.join(sorts)}")
+    limit = last.get("limit", "50")
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 10):
+        raise ValueError(f"limit must be a number from 1 to {MOST_ROWS}, not {limit!r}")
+    query = Query(Sort(sort), int(limit), last.get("filter", "*"))
+    query.check()
+    return query
+
+
+def _later(error: Exception) -> Answer:
+    return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": f"{error}; try again"})
 
 
 def _json(status: HTTPStatus, value: Any) -> Answer:
@@ -199,7 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> Answer:
         try:
-            return self.server.answer(self.path.partition("?")[0], self.headers.get("Accept", ""))
+            path, _, query = self.path.partition("?")
+            return self.server.answer(path, query, self.headers.get("Accept", ""))
         except Exception as error:  # a client must learn of it, whatever it is
             log.error("request_failed", path=self.path, error=repr(error))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, b"failed; see the log\n")
@@ -227,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = False  # so that server_close waits for them
     request_queue_size = 64  # beyond it a client waits a second to try again
-    answer: Callable[[str, str], Answer]
+    answer: Callable[[str, str, str], Answer]
 
     def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
         self._connections: set[socket.socket] = set()

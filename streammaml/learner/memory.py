@@ -17,7 +17,7 @@ from streammaml.config import Config
 from streammaml.errors import DamagedError
 from streammaml.events import Context, Float32s
 from streammaml.learner.snapshot import DETECTOR, LIGHT, WEIGHTS, Format, Item, Records, key_of
-from streammaml.learner.state import Ints, Meta, StreamState, grow, new_contexts
+from streammaml.learner.state import Ints, StreamState, grow, new_contexts
 from streammaml.learner.watch import Watch
 
 FIRST_CAPACITY = 16
@@ -47,26 +47,25 @@ class Memory:
         self,
         config: Config,
         form: Format,
-        meta: Meta,
+        thetas: Mapping[int, Float32s],
         stream: StreamState,
         watch: Watch,
         shelf: Shelf | None,
     ) -> None:
         learner = config.learner
         self._form = form
+        self._thetas = thetas  # of every version that a context may stand at
         self._watch = watch
         self._shelf = shelf
         self._limit = learner.max_contexts
         self._marks = stream.marks
         first = min(FIRST_CAPACITY, self._limit)
         baseline, width = learner.baseline_rate > 0, len(stream.x_count)
-        self.contexts = new_contexts(first, meta, learner.support_size, width, baseline)
+        self.contexts = new_contexts(first, form.parameters, learner.support_size, width, baseline)
         self.rows: dict[Context, int] = {}
         self.names: list[Context] = [""] * first  # by row
         self._free = list(range(first))[::-1]
         self._stored = np.zeros(first, np.bool_)  # fast weights may stand on the shelf
-        self.thetas: dict[int, Float32s] = {}
-        """θ of every version that a context may stand at."""
         self.evicted = 0
 
     @property
@@ -118,7 +117,7 @@ class Memory:
         return records, weights, [found.get(key) for key in watched]
 
     def _theta(self, version: int, key: bytes) -> Float32s:
-        theta = self.thetas.get(version)
+        theta = self._thetas.get(version)
         if theta is None:
             raise DamagedError(f"{key!r:.80} needs version {version}, which is not stored")
         return theta
@@ -192,7 +191,7 @@ class Memory:
         for row in np.flatnonzero(expired & (self.contexts.version >= 0)).tolist():
             name = self.names[row]
             keys.append(key_of(LIGHT, name))
-            if self._stored[row]:
+            if self._stored[row] or not self.contexts.at_init[row]:  # or in a snapshot just taken
                 keys.append(key_of(WEIGHTS, name))
             if self._watch.is_stored(row):
                 keys.append(key_of(DETECTOR, name))

@@ -7,19 +7,22 @@ a stream into batches differently changes no bit of any decision.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.errors import DamagedError, InitializationError
+from streammaml.errors import DamagedError
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
-from streammaml.initialization import Initialization, check_fits, decode, encode
+from streammaml.initialization import Initialization, check_fits
 from streammaml.learner import detectors
+from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels.bundle import bundle
+from streammaml.learner.listing import Column, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
-from streammaml.learner.snapshot import INITIALIZATION, STREAM, Format, Item, version_of
+from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
     ContextState,
     Ints,
@@ -29,8 +32,10 @@ from streammaml.learner.state import (
     new_scratch,
     new_stream,
 )
+from streammaml.learner.versions import Versions, is_same
 from streammaml.learner.watch import Watch
-from streammaml.sealed import OVERHEAD_BYTES, seal, unseal
+from streammaml.query import Sort
+from streammaml.sealed import OVERHEAD_BYTES
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 EVENTS, BARRIER, EXPIRED = 1, 0, 3
@@ -57,9 +62,7 @@ class Learner:
         self._config = config
         self._spec = spec_of(config)
         check_fits(initialization, self._spec)
-        prototype = detectors.build(learner.detector, config.label.task)
-        compiled = detectors.is_compiled(learner.detector, config.label.task)
-        self._prototype = None if compiled else prototype
+        self._prototype = detectors.prototype(learner.detector, config.label.task)
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
@@ -67,16 +70,16 @@ class Learner:
         known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._form = Format(config)
+        self._versions = Versions(self._spec, self._form.fingerprint)
+        self._versions.keep(initialization)
         self._watch = Watch(self._prototype, self._form.fingerprint)
-        self._memory = Memory(config, self._form, self._meta, self._stream, self._watch, shelf)
+        self._memory = Memory(
+            config, self._form, self._versions.thetas, self._stream, self._watch, shelf
+        )
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
-        self._initializations: dict[int, Initialization] = {}
-        self._unstored: set[int] = set()
-        self._taken: set[int] = set()  # of these, in the latest snapshot
-        self._taken_at = 0
-        self._keep(initialization)
+        self._taken_at = self._expired = 0
         self._new_bundle()
 
     def __len__(self) -> int:
@@ -138,28 +141,13 @@ class Learner:
         """
         check_fits(initialization, self._spec)
         self.labels.check_order(initialization.classes)
-        self._keep(initialization)
+        self._versions.keep(initialization)
         self._use(initialization)
 
     def same_initialization(self, initialization: Initialization) -> bool:
         """Whether this version with these numbers is in use."""
-        used = self._initializations[self.version]
-        return initialization.version == self.version and _is_same(used, initialization)
-
-    def _keep(self, initialization: Initialization) -> None:
-        """Contexts may stand at θ of this version from now on."""
         version = initialization.version
-        known = self._initializations.get(version)
-        if known is None:
-            self._initializations[version] = initialization
-            self._memory.thetas[version] = initialization.theta()
-            self._unstored.add(version)
-        elif not _is_same(known, initialization):
-            raise InitializationError(
-                f"this partition knows another initialization as version {version}: give this one "
-                "a version of its own (`streammaml outer --once --out FILE` counts on from the "
-                "file that it replaces)"
-            )
+        return version == self.version and is_same(self._versions[version], initialization)
 
     def _use(self, initialization: Initialization) -> None:
         self._meta = meta_of(initialization)
@@ -181,7 +169,7 @@ class Learner:
         packed = new_packed(size, self._stream.known.shape[0])
         rows = np.empty(size, np.int64)
         memory = self._memory
-        evicted, expired = memory.evicted, int(self._stream.marks[EXPIRED])
+        evicted = memory.evicted
         first = 0
         find = self._rows.get
         for i, context in enumerate(batch.contexts):
@@ -192,33 +180,37 @@ class Learner:
                     first = i
                     memory.make_room(batch.contexts, i)
                 row = memory.admit(batch.contexts, i)
+                if memory.contexts is not self._bundled:  # they grew
+                    self._new_bundle()
             rows[i] = row
         self._play(batch, rows, first, size, packed)
-        expired = int(self._stream.marks[EXPIRED]) - expired
+        expired = self._newly_expired() if self._policy.ttl_s > 0 else 0
         return Decisions(packed, memory.evicted - evicted, expired)
+
+    def _newly_expired(self) -> int:
+        """Contexts that began anew since this was last asked."""
+        before, self._expired = self._expired, int(self._stream.marks[EXPIRED])
+        return self._expired - before
 
     def _new_bundle(self) -> None:
         """Again whenever an array was replaced."""
-        packed = new_packed(0, self._stream.known.shape[0])
         self._bundled = self._contexts
-        self._bundle = bundle(
-            self._contexts, self._stream, self._meta, self._policy, self._scratch, packed
-        )
+        self._bundle = bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch)
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
-        assert batch.x.shape == (len(batch.contexts), self._schema.width)
-        assert batch.x.flags.c_contiguous
-        assert batch.x.dtype == FLOAT32  # another type is seconds of compiling
-        assert batch.y.dtype == batch.times.dtype == FLOAT64
+        x, y = batch.x, batch.y
+        assert x.shape == (len(batch.contexts), self._schema.width)
+        assert x.flags.c_contiguous
+        assert x.dtype == FLOAT32  # another type is seconds of compiling
+        assert y.dtype == batch.times.dtype == FLOAT64
         assert batch.offsets.dtype == INT64
-        assert batch.y.shape == batch.times.shape == batch.offsets.shape == batch.x.shape[:1]
+        assert y.shape == x.shape[:1]
+        assert len(batch.times) == len(batch.offsets) == len(x)
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        if self._bundled is not self._contexts:  # they grew
-            self._new_bundle()
         x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
-        if not self._watch:
+        if self._prototype is None:
             kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
             return
         decisions = Decisions(packed)
@@ -241,20 +233,18 @@ class Learner:
         Together with what was spilled since, and over it, the state of the partition.
         """
         items: list[Item] = list(self._memory.changes())
-        for version in sorted(self._unstored):
-            key = INITIALIZATION + b"%d" % version
-            body = encode(self._initializations[version])
-            items.append((key, seal(key, self._form.fingerprint, body)))
+        items += self._versions.changes()
         value = self._form.pack_stream(self._stream, self.version, self.labels.classes)
         items.append((STREAM, value))
-        self._taken, self._taken_at = set(self._unstored), self.events
+        self._taken_at = self.events
+        self._versions.taken()
         self._watch.taken()
         return items
 
     def mark(self) -> None:
         """The latest snapshot, and what was spilled before it, is durable."""
         self._memory.mark(self._taken_at)
-        self._unstored -= self._taken
+        self._versions.mark()
 
     def restore(self, values: Mapping[bytes, bytes]) -> None:
         """Take the stream-wide state of a snapshot back, into a learner that played nothing.
@@ -268,33 +258,13 @@ class Learner:
         if STREAM not in values:
             return
         version, classes = self._form.unpack_stream(values[STREAM], self._stream)
-        stored = {
-            version_of(key): self._decode(key, value)
-            for key, value in values.items()
-            if key.startswith(INITIALIZATION)
-        }
-        if version not in stored:
+        self._versions.restore(values)
+        if version not in self._versions.thetas:
             raise DamagedError(f"initialization version {version} is in use, and is not stored")
         self.labels = Labels(self._config.label, classes)
-        self._initializations = stored
-        self._memory.thetas.clear()
-        self._memory.thetas.update({v: known.theta() for v, known in stored.items()})
-        self._unstored.clear()
         self._stream.marks[:] = 0
         self._stream.marks[BARRIER] = self._taken_at = self.events
-        self._use(stored[version])
-
-    def _decode(self, key: bytes, value: bytes) -> Initialization:
-        try:
-            stored = decode(bytes(unseal(key, self._form.fingerprint, value)))
-        except InitializationError as error:
-            raise DamagedError(f"the stored value of {key!r} is damaged: {error}") from error
-        ours = self._spec
-        same = (stored.spec.task, stored.spec.sizes, stored.spec.schema, stored.version)
-        # another number of inner steps is another setting, and no other model
-        if same != (ours.task, ours.sizes, ours.schema, version_of(key)):
-            raise DamagedError(f"the stored value of {key!r} is damaged: it is of another model")
-        return stored
+        self._use(self._versions[version])
 
     def sweep(self) -> list[bytes]:
         """Drop the contexts that were not seen for longer than ``state.ttl_s``; keys to delete.
@@ -318,16 +288,31 @@ class Learner:
         applied, last, rolling = found[0]["ledger"][0].tolist()
         return applied, last, rolling
 
+    def describe(self, context: Context) -> dict[str, Any] | None:
+        """All that is known of a context, as JSON values (``describe.describe``); None: nothing."""
+        found = self._memory.find(context)
+        if found is None:
+            return None
+        records, weights, inputs = found
+        record, classes = records[0], self.labels.classes
+        theta = self._versions.thetas.get(int(record["version"]))
+        sizes = self._form.sizes(record) | {"detector": self._watch.size(inputs)}
+        return describe(self._config, context, record, weights[0], theta, inputs, classes, sizes)
 
-def _is_same(one: Initialization, other: Initialization) -> bool:
-    """Whether two initializations are equal to the bit in what the learner computes with."""
-    return (
-        one.spec == other.spec
-        and one.classes == other.classes
-        and all(
-            one.tensors[name].tobytes() == other.tensors[name].tobytes() for name in one.tensors
-        )
-    )
+    def column(self, sort: Sort) -> Column:
+        """One number of each context in memory, to choose by (``listing.top``)."""
+        return column(self._contexts, self._memory.names, sort)
+
+    def glance(self, names: Sequence[Context]) -> list[dict[str, Any]]:
+        """One line, as JSON values, for each of those contexts that are in memory."""
+        present = [name for name in names if name in self._rows]
+        records = glances(self._contexts, np.array([self._rows[n] for n in present], np.int64))
+        lines = describe_glances(self._config, present, records)
+        for line, record in zip(lines, records, strict=True):
+            inputs = self._watch.inputs(self._rows[line["context"]])
+            sizes = self._form.sizes(record).values()
+            line["stored_bytes"] = sum(sizes) + self._watch.size(inputs)
+        return lines
 
 
 def policy_of(config: Config) -> Policy:

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streammaml.config import Config, spec_of
+from streammaml.config import Config, canonical, spec_of
 from streammaml.errors import DamagedError
 from streammaml.events import Context, Float32s, Label, Task
 from streammaml.learner import detectors
 from streammaml.learner.state import ContextState, Ints, StreamState
-from streammaml.sealed import seal, unseal
+from streammaml.sealed import OVERHEAD_BYTES, seal, unseal
 
 LIGHT, WEIGHTS, DETECTOR = b"c/", b"w/", b"d/"
 STREAM, INITIALIZATION = b"@stream", b"@init/"
-CHUNK = 1024
-"""Contexts packed at once: their arrays stay in the cache."""
+CHUNK_BYTES = 1 << 20
+"""Packed at once: what is copied stays in the cache."""
 
 Item = tuple[bytes, bytes | None]
 """Key and value; None where the key is to be deleted."""
@@ -141,10 +141,15 @@ class Format:
             ]
         )
 
+    def sizes(self, record: Records) -> dict[str, int]:
+        """Bytes of a context's sealed parts, by name; 0: the part is not stored."""
+        heavy = 0 if record["at_init"] else 4 * self.parameters + OVERHEAD_BYTES
+        return {"light": self._size(int(record["labels"])) + OVERHEAD_BYTES, "weights": heavy}
+
     @property
     def largest(self) -> int:
         """Bytes of a light part with a full support ring, sealed."""
-        return self.light.itemsize + 16
+        return self.light.itemsize + OVERHEAD_BYTES
 
     # --- contexts -------------------------------------------------------------------------------
 
@@ -169,10 +174,10 @@ class Format:
         self, contexts: ContextState, names: Sequence[Context], rows: Ints
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield key and sealed light part of ``rows`` [n]; ``names`` has all contexts by row."""
-        for first in range(0, len(rows), CHUNK):
-            part = rows[first : first + CHUNK]
+        for first in range(0, len(rows), many := max(1, CHUNK_BYTES // self.light.itemsize)):
+            part = rows[first : first + many]
             records = self.gather(contexts, part)
-            filled = np.minimum(records["labels"], self.support)
+            filled = np.minimum(records["labels"], self.support)  # of a record's ring
             starts = np.arange(len(part)) * self.light.itemsize
             ends = (starts + self._fixed + filled * self._slot).tolist()
             raw = records.tobytes()
@@ -231,11 +236,15 @@ class Format:
         self, contexts: ContextState, names: Sequence[Context], rows: Ints
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield key and sealed fast weights of ``rows`` [n]."""
-        for row in rows.tolist():
-            key = key_of(WEIGHTS, names[row])
-            weights = contexts.fast[row]
-            assert np.isfinite(weights).all()
-            yield key, seal(key, self.fingerprint, weights.tobytes())
+        size = 4 * self.parameters
+        for first in range(0, len(rows), many := max(1, CHUNK_BYTES // size)):
+            part = rows[first : first + many]
+            weights = contexts.fast[part]
+            assert np.isfinite(weights).all()  # the kernel lets no other replace them
+            raw = weights.tobytes()
+            for i, row in enumerate(part.tolist()):
+                key = key_of(WEIGHTS, names[row])
+                yield key, seal(key, self.fingerprint, raw[i * size : (i + 1) * size])
 
     def unpack_weights(self, keys: Sequence[bytes], values: Sequence[bytes]) -> Float32s:
         """Open sealed fast weights: [n, P]. Errors as for :meth:`unpack`."""
@@ -275,8 +284,10 @@ class Format:
             raise _damaged(STREAM, "its classes are no JSON") from error
         if not isinstance(classes, list) or not all(
             isinstance(label, str | int | float) for label in classes
-        ):
+        ):  # a bool is an int
             raise _damaged(STREAM, "its classes are no list")
+        if len({canonical(label) for label in classes}) < len(classes):
+            raise _damaged(STREAM, "a class is there twice")
         if not _is_possible(record) or (
             not self._regression
             and (len(classes) > self.slots or record["known"][len(classes) :].any())

@@ -89,10 +89,12 @@ class Scratch(NamedTuple):
     activations: Float32s  # [L+1, S, W]
     deltas: Float32s  # [2, S, W]
     turned: Float32s  # [W·W] a transposed weight
-    pad: Float32s  # [W + max(W, S), 16] for widths that are not multiples of 16
+    pad: Float32s  # [W + max(W, S) + 1, 16] for widths below 16
+    zeros: Float32s  # [W]
+    ones: Float32s  # [1, S]
     gradient: Float32s  # [P]
     candidate: Float32s  # [P]
-    lanes: Float32s  # [max(64, K)]
+    sums: Float32s  # [max(256, K)]
     y: Floats  # [S]
     mean: Floats  # [D] the context's scale for this event
     inverse: Floats  # [D]
@@ -121,10 +123,9 @@ class Outputs(NamedTuple):
 
 
 def new_contexts(
-    capacity: int, meta: Meta, support: int, width: int, baseline: bool
+    capacity: int, parameters: int, support: int, width: int, baseline: bool
 ) -> ContextState:
     """Arrays for ``capacity`` contexts, none begun."""
-    parameters = meta.theta.shape[0]
     return ContextState(
         fast=np.zeros((capacity, parameters), np.float32),
         support_x=np.zeros((capacity, support, width), np.float32),
@@ -182,10 +183,12 @@ def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
         activations=np.zeros((len(meta.sizes), support, widest), np.float32),
         deltas=np.zeros((2, support, widest), np.float32),
         turned=np.zeros(widest * widest, np.float32),
-        pad=np.zeros((widest + max(widest, support), 16), np.float32),
+        pad=np.zeros((widest + max(widest, support) + 1, 16), np.float32),
+        zeros=np.zeros(widest, np.float32),
+        ones=np.ones((1, support), np.float32),
         gradient=np.zeros(parameters, np.float32),
         candidate=np.zeros(parameters, np.float32),
-        lanes=np.zeros(max(64, int(meta.sizes[-1])), np.float32),
+        sums=np.zeros(max(256, int(meta.sizes[-1])), np.float32),
         y=np.zeros(support),
         mean=np.zeros(width),
         inverse=np.zeros(width),

@@ -7,7 +7,7 @@ kept, and it is built again by feeding them to a new one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from river import base
@@ -16,7 +16,7 @@ from streammaml.errors import DamagedError
 from streammaml.events import Context, DriftLevel
 from streammaml.learner import detectors
 from streammaml.learner.snapshot import DETECTOR, Item, key_of
-from streammaml.sealed import seal, unseal
+from streammaml.sealed import OVERHEAD_BYTES, seal, unseal
 
 REMEMBERED = 512
 
@@ -85,6 +85,10 @@ class Watch:
 
     def inputs(self, row: int) -> list[float]:
         return list(self._inputs.get(row, ()))
+
+    def size(self, inputs: Sequence[float]) -> int:
+        """Bytes of so many inputs, sealed; 0: they are not stored."""
+        return OVERHEAD_BYTES + len(inputs) * self._dtype.itemsize if inputs else 0
 
     def is_stored(self, row: int) -> bool:
         return row in self._stored

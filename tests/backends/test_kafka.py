@@ -12,9 +12,17 @@ from typing import Any
 import kafka  # type: ignore[import-untyped]  # kafka-python has no types
 import pytest
 
-from streammaml.backends.kafka import KafkaFeed, KafkaSink, KafkaSource, TopicAdmin, client_settings
+from streammaml.backends.kafka import (
+    KafkaFeed,
+    KafkaPlainSink,
+    KafkaSink,
+    KafkaSource,
+    KafkaStateLog,
+    TopicAdmin,
+    client_settings,
+)
 from streammaml.backends.kafka.source import STALLED_CHECKS
-from streammaml.backends.ports import Message, Partition
+from streammaml.backends.ports import Message, Partition, Rebalance
 from streammaml.config import Config
 from streammaml.errors import BackendError, ConfigError, FencedError, UnavailableError
 from tests.backends.conformance.worlds import KafkaWorld, Reader, drive, numbered, unique_config
@@ -25,6 +33,8 @@ outage = pytest.mark.usefixtures("unclosed_sockets_are_theirs")
 CLIENTS: dict[str, Callable[[Config], object]] = {
     "source": lambda c: KafkaSource(c, "a", lambda change: None, connect_timeout_s=1.0),
     "sink": lambda c: KafkaSink(c, "a", connect_timeout_s=1.0),
+    "plain sink": lambda c: KafkaPlainSink(c, "a", connect_timeout_s=1.0),
+    "state log": lambda c: KafkaStateLog(c, "a", connect_timeout_s=1.0),
     "feed": lambda c: KafkaFeed(c, connect_timeout_s=1.0),
     "admin": lambda c: TopicAdmin(c, connect_timeout_s=1.0),
 }
@@ -101,8 +111,14 @@ def test_a_missing_certificate_is_a_configuration_error(file: str) -> None:
 @pytest.mark.kafka
 @pytest.mark.usefixtures("no_new_threads")
 def test_closed_clients_leave_no_thread(kafka_servers: str) -> None:
-    with Reader(KafkaWorld(unique_config(kafka_servers)), "a") as reader:
+    world = KafkaWorld(unique_config(kafka_servers))
+    world.produce([Message(world.config.topics.state, b"k", b"v", (), 0)])
+    with Reader(world, "a") as reader:
         drive(reader, until=lambda: len(reader.assigned) == 2, what="an assignment")
+        log = world.state_log()
+        state = log.reader(0, 0)
+        state.close()
+        log.close()
 
 
 @pytest.mark.kafka
@@ -172,6 +188,62 @@ def test_a_record_that_the_broker_refuses_fails_the_flush(kafka_servers: str) ->
 
 
 @pytest.mark.kafka
+def test_members_that_hardly_wait_in_their_polls_share_all_the_same(kafka_servers: str) -> None:
+    """The client drops a join that ends between two polls, and the group never settles."""
+    world = KafkaWorld(unique_config(kafka_servers))
+    with Reader(world, "a") as one, Reader(world, "b") as two:
+
+        def is_shared() -> bool:
+            for reader in (one, two):
+                reader.poll(0.0)
+                source = reader.source
+                assert isinstance(source, KafkaSource)
+                task = source._consumer._coordinator._join_task
+                if task is not None:  # what a worker does between polls: the join ends meanwhile
+                    ended = threading.Event()
+                    task.add_both(lambda _, ended=ended: ended.set())
+                    ended.wait(0.2)
+            return len(one.assigned) == len(two.assigned) == 1
+
+        wait_until(is_shared, 30.0, "one partition each")
+
+
+@pytest.mark.kafka
+def test_a_slow_revocation_does_not_cost_the_membership(kafka_servers: str) -> None:
+    """Heartbeats go on beside it; a commit in it may carry a large barrier."""
+    world = KafkaWorld(unique_config(kafka_servers, session_timeout_ms=1000))
+    world.produce(numbered(world.config.topics.events, 20))
+    committed: list[int | None] = []
+
+    with Reader(world, "a") as one, Reader(world, "b") as two:
+
+        def slowly(change: Rebalance) -> None:
+            told(change)
+            for partition in change.revoked:
+                wait_until(lambda: time.monotonic() > started + 2.5, 5.0, "twice the session")
+                one.sink.commit({partition: 7}, one.source.member())
+                committed.append(world.committed(partition))
+
+        source = one.source
+        assert isinstance(source, KafkaSource)
+        told, source._on_rebalance = source._on_rebalance, slowly
+        drive(one, until=lambda: len(one.values) == 20, what="20 records")
+        started = time.monotonic()
+        drive(
+            one,
+            two,
+            until=lambda: len(one.assigned) == len(two.assigned) == 1,
+            what="one partition each",
+        )
+        (moved,) = two.assigned
+
+        assert committed == [7]
+        assert two.source.standing(moved).committed == 7
+        assert not any(change.lost for change in one.changes)
+        source._on_rebalance = told
+
+
+@pytest.mark.kafka
 def test_a_broker_that_dies_in_a_transaction_leaves_nothing_twice(own_broker: Broker) -> None:
     world = KafkaWorld(unique_config(own_broker.bootstrap))
     topics = world.config.topics
@@ -217,8 +289,11 @@ def test_a_client_that_fetches_nothing_though_records_wait_is_noticed(kafka_serv
 
 
 @pytest.mark.kafka
-def test_with_the_broker_gone_every_call_ends_in_time(own_broker: Broker) -> None:
-    world = KafkaWorld(unique_config(own_broker.bootstrap, transaction_timeout_ms=1000))
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_with_the_broker_gone_every_call_ends_in_time(own_broker: Broker, delivery: str) -> None:
+    world = KafkaWorld(
+        unique_config(own_broker.bootstrap, delivery=delivery, transaction_timeout_ms=1000)
+    )
     reader = Reader(world, "a")
     drive(reader, until=lambda: len(reader.assigned) == 2, what="an assignment")
     reader.sink.send(numbered(world.config.topics.predictions, 10))

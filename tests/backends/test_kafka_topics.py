@@ -49,6 +49,7 @@ def test_the_topics_are_created_once_with_their_settings(kafka_servers: str) -> 
     for name in first:
         partitions, settings = described(config, name)
         assert (partitions, settings["cleanup.policy"]) == wanted.get(name, (4, "delete"))
+        assert (settings["segment.bytes"] == "67108864") == (name == topics.state)
 
 
 def test_state_has_as_many_partitions_as_the_events_that_are_there(kafka_servers: str) -> None:
@@ -106,8 +107,13 @@ def test_a_cluster_is_described(kafka_servers: str) -> None:
         admin.ensure()
         after = admin.describe()
 
+    topics = config.topics
     assert len(before.missing) == 7
+    assert before.partitions == {}
     assert after.missing == ()
+    assert after.problems == ()
+    assert after.partitions[topics.events] == after.partitions[topics.state] == 2
+    assert (after.retention_ms, after.retention_bytes) == (604_800_000, -1)
     assert after.brokers >= 1
     assert after.version >= "3"
     assert after.transactions == ""

@@ -11,7 +11,7 @@ from streammaml.backends.ports import Message, Partition
 from streammaml.errors import BackendError
 from tests.backends.conformance.worlds import MemoryWorld, Reader, numbered, unique_config
 
-STEPS = ("poll", "send", "commit", "barrier", "committed", "abort", "check")
+STEPS = ("poll", "send", "commit", "barrier", "committed", "abort", "check", "read_state")
 
 
 def test_every_durable_step_is_announced() -> None:
@@ -23,6 +23,7 @@ def test_every_durable_step_is_announced() -> None:
         reader.source.check()
         reader.commit(numbered(world.config.topics.predictions, 1))
         reader.sink.abort()
+        world.state_log().reader(0, 0).read(0)
 
     assert set(told) == set(STEPS)
 
@@ -43,6 +44,85 @@ def test_a_failure_around_the_commit_leaves_all_or_nothing(step: str, visible: i
     reader.close()
     assert len(world.visible(topics.predictions)) == visible
     assert (world.committed(Partition(topics.events, 0)) or 0) == visible
+
+
+@pytest.mark.parametrize(
+    ("step", "sent", "state", "offset"),
+    [("commit", 1, 0, 0), ("barrier", 1, 1, 0), ("committed", 1, 1, 1)],
+)
+def test_without_transactions_a_failure_leaves_what_was_reached(
+    step: str, sent: int, state: int, offset: int
+) -> None:
+    world = MemoryWorld(unique_config(partitions=1, delivery="at_least_once"))
+    topics = world.config.topics
+    world.produce(numbered(topics.events, 1))
+    reader = Reader(world, "a")
+    reader.poll(0)
+    world.broker.step = failing_at(step)
+
+    with pytest.raises(BackendError):
+        reader.commit(numbered(topics.predictions, 1), [Message(topics.state, b"k", b"", (), 0)])
+
+    assert len(world.visible(topics.predictions)) == sent
+    assert len(world.visible(topics.state)) == state
+    assert (world.committed(Partition(topics.events, 0)) or 0) == offset
+
+
+def test_compaction_keeps_the_last_record_of_a_key_and_all_offsets() -> None:
+    world = MemoryWorld(unique_config(partitions=1))
+    topic = world.config.topics.state
+    world.produce([Message(topic, key, b"1") for key in (b"a", b"b", b"c")])
+    with Reader(world, "a") as reader:
+        reader.poll(0)
+        reader.commit(
+            barrier=[Message(topic, b"a", b"2", (), 0), Message(topic, b"b", None, (), 0)]
+        )
+        reader.sink.send([Message(topic, b"c", b"open", (), 0)])
+        before = {r.key: r.value for r in world.visible(topic)}
+
+        world.broker.compact(topic)
+        state = world.state_log().reader(0, 0)
+        found = state.read(0)
+
+    assert [(r.offset, r.key, r.value) for r in found] == [
+        (2, b"c", b"1"),
+        (3, b"a", b"2"),
+        (4, b"b", None),
+    ]
+    assert state.position == state.end == 6
+    assert before == {r.key: r.value for r in found}
+
+
+def test_a_topic_made_anew_breaks_the_source_and_forgets_the_offsets() -> None:
+    world = MemoryWorld(unique_config(partitions=1))
+    topic = world.config.topics.events
+    world.produce(numbered(topic, 3))
+    reader = Reader(world, "a")
+    reader.poll(0)
+    reader.commit()
+    world.make_anew(topic)
+
+    with pytest.raises(BackendError, match="made anew"):
+        reader.poll(0)
+    reader.close()
+
+    assert world.committed(Partition(topic, 0)) is None
+
+
+def test_one_busy_partition_does_not_starve_another() -> None:
+    world = MemoryWorld(unique_config(partitions=2))
+    topic = world.config.topics.events
+    room = world.config.worker.max_poll_records
+    for partition in range(2):
+        world.produce([Message(topic, None, b"", (), partition)] * 2 * room)
+    with Reader(world, "a") as reader:
+        reader.poll(0)
+        reader.poll(0)
+
+        assert {p.index: len(records) for p, records in reader.records.items()} == {
+            0: room,
+            1: room,
+        }
 
 
 def test_a_failed_poll_breaks_the_source_and_its_close_tells_the_loss() -> None:

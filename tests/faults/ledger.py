@@ -136,7 +136,7 @@ def _judge_state(
                 ours[record.key] = record.value
     if not expected.events and not ours:
         return
-    barrier = read_barrier(config, ours[BARRIER_KEY])
+    barrier = read_barrier(ours[BARRIER_KEY])
     committed = simulation.broker.committed("streammaml", partition)
     if barrier.offset != committed or barrier.version != expected.version:
         yield f"{name}: {barrier} at the end, {committed} is committed, v{expected.version}"

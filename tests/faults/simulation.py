@@ -149,8 +149,8 @@ class SteppedStore(Store):
         self.simulation.step("store_open")
         super().__init__(path, topic_id)
         self.simulation.opened(self)
-        if self.simulation.shape.flips:
-            self._verified.wait()  # what it finds, and when, must not depend on a thread
+        if self.simulation.shape.flips and self._verification is not None:
+            self._verification.wait()  # what it finds, and when, must not depend on a thread
 
     def take(self, keys: Any) -> Any:
         self.simulation.step("store_take")
@@ -345,7 +345,7 @@ class Simulation:
                 known.append(offset)
         for message in self.committing:
             if message.key == BARRIER_KEY and message.value is not None:
-                barrier = read_barrier(self.config, message.value)
+                barrier = read_barrier(message.value)
                 seen = self.versions.setdefault(Partition("events", message.partition or 0), [])
                 if not seen or seen[-1][1] != barrier.version:
                     seen.append((barrier.offset, barrier.version))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -15,6 +17,7 @@ import kafka  # type: ignore[import-untyped]  # kafka-python has no types
 
 from streammaml.backends.kafka import KafkaFeed, TopicAdmin
 from streammaml.backends.ports import Message
+from streammaml.config import Config
 from streammaml.config_file import to_toml
 from tests import wire
 from tests.integration.job import Job
@@ -81,9 +84,32 @@ class WorkerProcess:
         self.send(signal.SIGTERM)
         assert self.end(GRACE_S) == 0, self.log()
 
+    def cpu_s(self) -> float:
+        """Processor time it has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mb(self) -> float:
+        """Resident memory now."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        return int(line.split()[1]) / 1024
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(TIMEOUT_S)
+
+
+def owned(worker: WorkerProcess) -> int:
+    """Partitions it has by its own account."""
+    held: set[int] = set()
+    for line in worker.log().splitlines():
+        if '"event": "connected"' in line:
+            held = set()
+        elif '"event": "rebalanced"' in line:
+            change = json.loads(line)
+            held = (held | set(change["assigned"])) - set(change["revoked"]) - set(change["lost"])
+    return len(held)
 
 
 class Rig(Job):
@@ -111,9 +137,19 @@ class Rig(Job):
         )
         self.file.write_text(to_toml(self.config))
 
+    def configure_with(self, **sections: Any) -> None:
+        """Change settings of the workers to be started."""
+        self.config = Config.build(self.config.model_dump(), sections)
+        self.file.write_text(to_toml(self.config))
+
     def create_topics(self) -> None:
         with TopicAdmin(self.config) as admin:
             assert {report.outcome for report in admin.ensure()} == {"created"}
+
+    def ensure_topics(self) -> None:
+        """Create those that are missing."""
+        with TopicAdmin(self.config) as admin:
+            assert {report.outcome for report in admin.ensure()} <= {"created", "exists"}
 
     def limit_predictions_to(self, size: str) -> None:
         """Let the broker refuse predictions of more bytes."""

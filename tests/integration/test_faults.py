@@ -16,7 +16,7 @@ import pytest
 from streammaml.backends.ports import Message
 from streammaml.learner import warm_up
 from tests import wire
-from tests.integration.rig import Rig, WorkerProcess
+from tests.integration.rig import Rig, WorkerProcess, owned
 from tests.kafka_broker import Broker, free_port, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
@@ -271,18 +271,6 @@ def test_a_worker_frozen_beyond_its_session_publishes_nothing_twice(
         worker.stop()
 
     assert rig.ledger() == rig.sent
-
-
-def owned(worker: WorkerProcess) -> int:
-    """Partitions it has by its own account."""
-    held: set[int] = set()
-    for line in worker.log().splitlines():
-        if '"event": "connected"' in line:
-            held = set()
-        elif '"event": "rebalanced"' in line:
-            change = json.loads(line)
-            held = (held | set(change["assigned"])) - set(change["revoked"]) - set(change["lost"])
-    return len(held)
 
 
 def flow_until(rig: Rig, worker: WorkerProcess, condition: Callable[[], bool], what: str) -> None:

@@ -69,16 +69,6 @@ def test_only_the_given_rows_count() -> None:
     assert fast.tobytes() == again.tobytes()
 
 
-@pytest.mark.parametrize("size", [1, 63, 64, 65, 200])
-def test_the_norm_equals_numpys(size: int) -> None:
-    values = np.random.default_rng(size).normal(size=size).astype(np.float32)
-    lanes = np.full(64, 5, np.float32)
-
-    np.testing.assert_allclose(
-        inner_loop.norm(values, lanes), np.linalg.norm(values.astype(float)), rtol=1e-6
-    )
-
-
 def test_each_tensor_descends_at_its_own_rate() -> None:
     sizes = np.array([2, 1, 1], np.int64)
     parameters = np.zeros(5, np.float32)  # weight 0 [2], bias 0 [1], weight 1 [1], bias 1 [1]

@@ -16,11 +16,11 @@ CLASSES, VALUES = Task.CLASSIFICATION, Task.REGRESSION
 
 
 def test_the_detectors_of_the_loss_and_of_errors_are_found_by_rivers_names() -> None:
-    assert {"ADWIN", "KSWIN", "PageHinkley", "NoDrift"} <= set(detectors.NAMES)
-    assert {"DDM", "EDDM", "FHDDM", "HDDMA", "HDDMW"} <= set(detectors.NAMES)
+    assert {"ADWIN", "KSWIN", "PageHinkley", "NoDrift"} <= set(detectors.names())
+    assert {"DDM", "EDDM", "FHDDM", "HDDMA", "HDDMW"} <= set(detectors.names())
 
 
-@pytest.mark.parametrize("name", sorted(detectors.NAMES))
+@pytest.mark.parametrize("name", sorted(detectors.names()))
 def test_every_detector_can_be_built_and_fed(name: str) -> None:
     parameters: detectors.Parameters = {"t_0": 10} if name == "DummyDriftDetector" else {}
     config = DetectorConfig(name=name, parameters=parameters)
@@ -48,6 +48,13 @@ def test_page_hinkley_takes_the_defaults_of_its_task_and_what_is_given_over_them
 
 def test_another_detector_has_rivers_own_defaults() -> None:
     assert detectors.parameters_of(DetectorConfig(name="ADWIN"), CLASSES) == {}
+
+
+def test_a_detector_that_draws_numbers_has_a_seed_unless_another_is_given() -> None:
+    given = DetectorConfig(name="KSWIN", parameters={"seed": 3})
+
+    assert detectors.parameters_of(DetectorConfig(name="KSWIN"), CLASSES) == {"seed": 0}
+    assert detectors.parameters_of(given, CLASSES) == {"seed": 3}
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,17 @@ from streammaml.learner.kernels import scaler
 from streammaml.learner.state import (
     ContextState,
     StreamState,
-    meta_of,
     new_contexts,
     new_stream,
 )
 from tests.learner import reference
-from tests.learner.build import make_config, make_initialization
 
 
 class Pair:
     """The kernel's scalers of one context, and the reference's."""
 
     def __init__(self, width: int) -> None:
-        from_theta = make_initialization(make_config(width=width))
-        self.contexts: ContextState = new_contexts(2, meta_of(from_theta), 4, width, False)
+        self.contexts: ContextState = new_contexts(2, 1, 4, width, False)
         self.stream: StreamState = new_stream(width, 2, 2)
         self.mean, self.inverse = np.zeros(width), np.zeros(width)
         self.u = np.zeros(2 * width, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import ssl
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 from streammaml.backends.kafka.library import KafkaNetClient, errors, kafka
 from streammaml.backends.ports import Partition
-from streammaml.config import Config, KafkaConfig
+from streammaml.config import Config, KafkaConfig, spec_of
 from streammaml.errors import BackendError, ConfigError, FencedError, UnavailableError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -128,6 +129,22 @@ def _reach(config: KafkaConfig, timeout_s: float) -> None:
     raise UnavailableError(f"no Kafka broker at {config.bootstrap_servers}: {why}") from why
 
 
+def record_room(config: Config) -> int:
+    """Bytes that a topic's largest record may need."""
+    return max(1_048_588, config.worker.max_record_bytes + OVERHEAD_BYTES)
+
+
+def state_room(config: Config) -> int:
+    """Bytes that the largest record of the state may need: weights twice, and the support set.
+
+    In powers of two from 4 MB on, so that few changes of the model need a change of the topic.
+    """
+    spec = spec_of(config)
+    parameters = sum(math.prod(shape) for shape in spec.shapes().values())
+    needs = record_room(config) + 8 * parameters + 16 * spec.sizes[0] * config.learner.support_size
+    return max(4_194_304, 1 << (needs - 1).bit_length())
+
+
 def producer_settings(config: Config, connect_timeout_s: float) -> dict[str, Any]:
     codec = config.kafka.compression
     return client_settings(config.kafka, connect_timeout_s) | {
@@ -136,7 +153,7 @@ def producer_settings(config: Config, connect_timeout_s: float) -> dict[str, Any
         "linger_ms": 10,
         "batch_size": 131_072,
         "compression_type": None if codec == "none" else codec,
-        "max_request_size": max(4_194_304, config.worker.max_record_bytes + OVERHEAD_BYTES),
+        "max_request_size": state_room(config),
         "max_block_ms": 15_000,
         "delivery_timeout_ms": 60_000,
         "metrics_enabled": False,

@@ -125,7 +125,13 @@ class KafkaMember:
             node = coordinator.coordinator()
             if node is None:
                 raise errors.CoordinatorNotAvailableError
-            return await coordinator._manager.send(request, node_id=node)
+            # A broker answers a connection's requests one by one, and the coordinator's may have
+            # a JoinGroup on it that waits for other members: ask on one of our own.
+            brokers = coordinator._cluster._coordinator_brokers
+            own = f"commits-{node}"
+            at = brokers[node]
+            brokers[own] = type(at)(own, at.host, at.port, None)
+            return await coordinator._manager.send(request, node_id=own)
 
         done = threading.Event()
         answer = coordinator._manager.call_soon(exchange)

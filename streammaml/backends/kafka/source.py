@@ -64,7 +64,7 @@ class KafkaSource:
         self._on_rebalance = on_rebalance
         self._fresh: dict[Partition, float] = {}  # assigned, not yet told: since when
         self._standing: dict[Partition, Standing] = {}  # told as assigned
-        self._started: set[Partition] = set()
+        self._started: dict[Partition, int] = {}  # and the offset after the last one returned
         self._ends: dict[Partition, int] = {}  # as last asked for
         self._paused = False
         self._waiting: dict[tuple[Partition, int], int] = {}  # position: checks that found it
@@ -73,6 +73,7 @@ class KafkaSource:
             admin.require([self._topic])
         settings = _consumer_settings(config, instance, connect_timeout_s)
         self._consumer = connect(kafka.KafkaConsumer, config.kafka, settings)
+        _keep_joins(self._consumer._coordinator)
         self._consumer.subscribe([self._topic], listener=_Listener(self, self._consumer))
         try:
             self._learn_topic(time.monotonic() + connect_timeout_s)
@@ -96,7 +97,7 @@ class KafkaSource:
     def start(self, partition: Partition, offset: int) -> None:
         assert partition in self._standing, f"{partition} is not assigned"
         self._consumer.seek(native(partition), offset)
-        self._started.add(partition)
+        self._started[partition] = offset
         if not self._paused:
             self._consumer.resume(native(partition))
 
@@ -177,7 +178,7 @@ class KafkaSource:
             try:
                 batches = self._consumer.poll(min(left, _POLL_SLICE_S) * 1000)
             except Exception as error:
-                raise explain(error) from error
+                raise explain(error, self._started.get) from error
             if self._fault is not None:
                 raise self._fault
             if topic_id(self._consumer, self._topic) not in ("", self._topic_id):
@@ -185,8 +186,10 @@ class KafkaSource:
             if self._fresh:
                 self._admit()
             if batches or left == 0:
+                found = {ours(tp): records for tp, records in batches.items()}
+                self._started.update({p: records[-1].offset + 1 for p, records in found.items()})
                 self._keep_what_waits()
-                return {ours(tp): records for tp, records in batches.items()}
+                return found
 
     def _keep_what_waits(self) -> None:
         """The client has an error for its next poll, but drops it if the partition is paused by
@@ -194,7 +197,7 @@ class KafkaSource:
         """
         waiting = self._consumer._fetcher._next_in_line_exception_metadata
         if waiting is not None:
-            self._fault = explain(waiting.exception)
+            self._fault = explain(waiting.exception, self._started.get)
 
     def _admit(self) -> None:
         """Tell of new partitions once it is known how they stand; or try again next time."""
@@ -239,7 +242,7 @@ class KafkaSource:
         gone = [ours(tp) for tp in partitions]
         for p in gone:
             self._fresh.pop(p, None)
-            self._started.discard(p)
+            self._started.pop(p, None)
         return frozenset(p for p in gone if self._standing.pop(p, None) is not None)
 
     def tell(self, change: Rebalance) -> None:
@@ -249,6 +252,33 @@ class KafkaSource:
             self._on_rebalance(change)
         except BaseException as error:  # carried to the caller of poll
             self._fault = self._fault or error
+
+
+class _Joined(Future):  # type: ignore[misc]  # see the import
+    """A join that succeeded while no poll waited for it: done once someone does."""
+
+    def __init__(self, assignment: Any) -> None:
+        super().__init__()
+        self._assignment = assignment
+
+    def add_callback(self, call: Any, *args: Any, **options: Any) -> Any:
+        super().add_callback(call, *args, **options)
+        return self if self.is_done else self.success(self._assignment)
+
+
+def _keep_joins(coordinator: Any) -> None:
+    """The client joins anew where a join ended between two polls, and so does the whole group: with
+    short polls for ever (seen). Let the next poll take the result instead.
+    """
+    join = coordinator.ensure_active_group_async
+
+    async def ensure_active_group_async(timeout_ms: float | None = None) -> Any:
+        task = coordinator._join_task
+        if task is not None and task.succeeded():
+            coordinator._join_task = _Joined(task.value)
+        return await join(timeout_ms)
+
+    coordinator.ensure_active_group_async = ensure_active_group_async
 
 
 class _Listener(kafka.AsyncConsumerRebalanceListener):  # type: ignore[misc]  # see the import

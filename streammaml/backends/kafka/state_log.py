@@ -41,8 +41,9 @@ class KafkaStateLog:
         self._settings = _settings(config, instance, connect_timeout_s)
         # asks for the end behind open transactions
         self._bare = self._settings | {"isolation_level": "read_uncommitted"}
-        with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
-            admin.require([self._topic])
+        if config.state.enabled:
+            with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
+                admin.require([self._topic])
         self._consumer = self._connect(self._bare)
         try:
             self._consumer._cluster.set_topics([self._topic])
@@ -99,7 +100,7 @@ class KafkaStateReader:
             try:
                 return self._read(timeout_s)
             except Exception as error:
-                self._fault = explain(error)
+                self._fault = explain(error, lambda _: self._next)
                 raise self._fault from error
         raise self._fault
 
@@ -109,11 +110,11 @@ class KafkaStateReader:
 
     def _read(self, timeout_s: float) -> Sequence[Record]:
         records = self._consumer.poll(timeout_s * 1000).get(self._tp, [])
-        waiting = self._consumer._fetcher._next_in_line_exception_metadata
-        if waiting is not None:
-            self._fault = explain(waiting.exception)
         at: int = self._consumer.position(self._tp, timeout_ms=0)
         self._next = min(at, self._end)
+        waiting = self._consumer._fetcher._next_in_line_exception_metadata
+        if waiting is not None:  # for its next poll, or never
+            self._fault = explain(waiting.exception, lambda _: self._next)
         while records and records[-1].offset >= self._end:  # written since the reader was made
             records.pop()
         return records  # type: ignore[no-any-return]  # the client has no types

@@ -7,18 +7,29 @@ from typing import Any, NamedTuple
 
 from streammaml.backends.kafka.clients import (
     CONNECT_TIMEOUT_S,
-    OVERHEAD_BYTES,
     ask,
     client_settings,
     close_producer,
     connect,
     producer_settings,
+    record_room,
+    state_room,
 )
 from streammaml.backends.kafka.library import errors, kafka
 from streammaml.config import Config
 from streammaml.errors import BackendError, ConfigError
 
 _UNKNOWN_TOPIC = 3
+# So that a restore reads little more than the newest of each key: the default never compacts the
+# newest gigabyte of a partition, nor what is younger than the other half of it.
+_CHANGELOG = {
+    "segment.bytes": 67_108_864,
+    "segment.ms": 3_600_000,
+    "min.cleanable.dirty.ratio": 0.2,
+    "max.compaction.lag.ms": 21_600_000,
+}
+# A worker that was away for longer, and kept its disk, would miss what was deleted meanwhile.
+_TOMBSTONES_MS = 604_800_000
 
 
 class TopicReport(NamedTuple):
@@ -30,6 +41,10 @@ class ClusterReport(NamedTuple):
     brokers: int
     version: str  # the oldest release that speaks like these brokers do
     missing: tuple[str, ...]  # topics
+    problems: tuple[TopicReport, ...]  # of topics that are there
+    partitions: Mapping[str, int]  # of each topic that is there
+    retention_ms: int  # of the events; -1: without limit
+    retention_bytes: int  # of a partition of the events; -1: without limit
     transactions: str  # "" if they work, or the problem
 
 
@@ -87,12 +102,24 @@ class TopicAdmin:
 
     def describe(self) -> ClusterReport:
         cluster = ask(self._client.describe_cluster)
+        topics = self._config.topics
         names = _names(self._config)
         there = self.partitions(names)
+        wanted = _wanted(self._config, there.get(topics.events, topics.partitions))
+        settings = self._settings(list(there))
+        judged = [
+            TopicReport(name, _judge(name, wanted[name], there[name], settings[name]))
+            for name in there
+        ]
+        events = settings.get(topics.events, {})
         return ClusterReport(
             brokers=len(cluster["brokers"]),
             version=".".join(map(str, self._client._manager.broker_version)),
             missing=tuple(name for name in names if name not in there),
+            problems=tuple(report for report in judged if report.outcome != "exists"),
+            partitions=there,
+            retention_ms=int(events.get("retention.ms", -1)),
+            retention_bytes=int(events.get("retention.bytes", -1)),
             transactions=self._try_transactions(),
         )
 
@@ -119,6 +146,8 @@ class TopicAdmin:
         return outcomes
 
     def _settings(self, names: list[str]) -> dict[str, dict[str, str]]:
+        if not names:
+            return {}
         resources = [kafka.admin.ConfigResource("topic", name) for name in names]
         found = ask(self._client.describe_configs, resources, config_filter="all")
         settings: dict[str, dict[str, str]] = {}
@@ -143,19 +172,22 @@ def _names(config: Config) -> list[str]:
 def _wanted(config: Config, events: int) -> dict[str, dict[str, Any]]:
     """How each topic is created; ``events`` is the partition count of the events topic."""
     t = config.topics
-    compacted = (t.initializations, t.state)
-    room = str(max(1_048_588, config.worker.max_record_bytes + OVERHEAD_BYTES))
-    return {
-        name: {
+    wanted = {}
+    for name in _names(config):
+        compacted = name in (t.initializations, t.state)
+        room = state_room(config) if name == t.state else record_room(config)
+        settings: dict[str, int | float | str] = {
+            "cleanup.policy": "compact" if compacted else "delete",
+            "max.message.bytes": room,
+        }
+        if name == t.state:
+            settings |= {**_CHANGELOG, "delete.retention.ms": _TOMBSTONES_MS}
+        wanted[name] = {
             "num_partitions": 1 if name == t.initializations else events,
             "replication_factor": t.replication,
-            "configs": {
-                "cleanup.policy": "compact" if name in compacted else "delete",
-                "max.message.bytes": room,
-            },
+            "configs": {key: str(value) for key, value in settings.items()},
         }
-        for name in _names(config)
-    }
+    return wanted
 
 
 def _judge(name: str, spec: Mapping[str, Any], partitions: int, settings: dict[str, str]) -> str:
@@ -175,7 +207,22 @@ def _judge(name: str, spec: Mapping[str, Any], partitions: int, settings: dict[s
     room = spec["configs"]["max.message.bytes"]
     if int(settings["max.message.bytes"]) < int(room):
         return (
-            f"takes records of {settings['max.message.bytes']} bytes, "
-            f"worker.max_record_bytes needs {room}: {change}max.message.bytes={room}"
+            f"takes records of {settings['max.message.bytes']} bytes, needs {room} "
+            f"(worker.max_record_bytes, and the network for the state): "
+            f"{change}max.message.bytes={room}"
         )
+    if unfit := _unfit(spec["configs"], settings):
+        found = ", ".join(f"{key}={settings[key]}" for key in unfit)
+        better = ",".join(f"{key}={value}" for key, value in unfit.items())
+        return f"has {found}, which makes a restart slow or incomplete: {change}{better}"
     return "exists"
+
+
+def _unfit(wanted: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """What a changelog should have instead."""
+    if "segment.ms" not in wanted:
+        return {}
+    unfit = {key: wanted[key] for key in _CHANGELOG if float(settings[key]) > float(wanted[key])}
+    if 0 <= int(settings["delete.retention.ms"]) < int(wanted["delete.retention.ms"]):
+        unfit["delete.retention.ms"] = wanted["delete.retention.ms"]
+    return unfit

@@ -7,7 +7,7 @@ frames that the exception came through.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from streammaml.backends.kafka.clients import (
@@ -59,16 +59,20 @@ def spot_of(error: BaseException) -> Spot | None:
     return None
 
 
-def explain(error: Exception) -> BackendError:
-    """UnreadableError if decoding failed."""
+def explain(error: Exception, reached: Callable[[Partition], int | None]) -> BackendError:
+    """UnreadableError if decoding failed, at the offset that the reader of a partition had reached:
+    where it would read on, which may lie some markers of transactions before what is bad.
+    """
     spot = spot_of(error)
     if spot is None:
         return translate(error)
-    topic, partition, offset, *_ = spot
-    text = f"{topic}-{partition} cannot be read at {offset}: {error}"
+    partition = Partition(spot.topic, spot.partition)
+    at = reached(partition)
+    offset = spot.offset if at is None else at
+    text = f"{spot.topic}-{spot.partition} cannot be read at {offset}: {error}"
     if isinstance(error, errors.UnsupportedCodecError):
         text += "; install the library of this compression, `streammaml doctor` names it"
-    return UnreadableError(text, topic, partition, offset)
+    return UnreadableError(text, spot.topic, spot.partition, offset)
 
 
 def _frames(error: BaseException) -> dict[Any, Mapping[str, Any]]:
@@ -157,8 +161,8 @@ class _Probe:
         deadline = time.monotonic() + _PROBE_TIMEOUT_MS / 1000
         try:
             while time.monotonic() < deadline:
-                found = self._consumer.poll(200)
-                if found or ask(self._consumer.position, self._tp, timeout_ms=0) > offset:
+                # Not the position: it may have passed a marker, and what is bad comes next.
+                if self._consumer.poll(200) or self._position() >= self._end:
                     return None
         except Exception as error:
             spot = spot_of(error)
@@ -168,6 +172,10 @@ class _Probe:
         finally:
             self._drop()
         raise UnavailableError(f"nothing comes from {self._tp} at {offset}")
+
+    def _position(self) -> int:
+        at: int = ask(self._consumer.position, self._tp, timeout_ms=0)
+        return at
 
     def _drop(self) -> None:
         """What would make the next poll spin, or raise the same again."""

@@ -36,6 +36,7 @@ class MemorySource:
         self._on_rebalance = on_rebalance
         self._standing: dict[Partition, Standing] = {}
         self._next: dict[Partition, int] = {}  # of those that were started
+        self._returned: dict[Partition, int] = {}  # after the last record, before any marker
         self._paused = False
         self._fault: BaseException | None = None
         self._member = MemoryMember(config.kafka.group, instance)
@@ -57,7 +58,7 @@ class MemorySource:
 
     def start(self, partition: Partition, offset: int) -> None:
         assert partition in self._standing, f"{partition} is not assigned"
-        self._next[partition] = offset
+        self._next[partition] = self._returned[partition] = offset
 
     def position(self, partition: Partition) -> int:
         return self._next[partition]
@@ -72,10 +73,12 @@ class MemorySource:
         return self._broker.partitions(self._topic)
 
     def next_readable(self, partition: Partition, offset: int) -> int:
-        end = self._broker.span(partition)[1]
-        while offset < end and (span := self._broker.unreadable(partition, offset)):
-            offset = span.stop
-        return min(offset, end)
+        while True:
+            records, after = self._broker.fetch(partition, offset, 1)
+            bad = self._broker.unreadable(partition, after)
+            if records or bad is None:
+                return offset if records else after
+            offset = min(bad.stop, self._broker.span(partition)[1])
 
     def member(self) -> Member:
         return self._member
@@ -142,6 +145,7 @@ class MemorySource:
         for partition in gone:
             del self._standing[partition]
             self._next.pop(partition, None)
+            self._returned.pop(partition, None)
         return gone
 
     def _fetch(self) -> dict[Partition, list[MemoryRecord]]:
@@ -157,12 +161,13 @@ class MemorySource:
             if not records and self._broker.unreadable(partition, after):
                 if found:
                     break  # it is the first one of the next poll
-                topic, index = partition.topic, partition.index
-                raise UnreadableError(f"damaged at {after}", topic, index, after)
+                place = (partition.topic, partition.index, self._returned[partition])
+                raise UnreadableError(f"damaged at {after}", *place)
             # The one just served goes last, so that a full one cannot starve the others.
             del self._next[partition]
             self._next[partition] = after
             if records:
+                self._returned[partition] = records[-1].offset + 1
                 found[partition] = records
                 room -= len(records)
         return found

@@ -17,27 +17,8 @@ from numpy.typing import NDArray
 from streammaml.events import Float32s, Floats
 from streammaml.learner.kernels.compiler import jit
 from streammaml.learner.kernels.network import gradient
+from streammaml.learner.kernels.vectors import norm
 from streammaml.learner.state import Scratch
-
-LANES = 64
-
-
-@jit
-def norm(values: Float32s, lanes: Float32s) -> float:
-    """Euclidean norm of ``values``, summed in 64 lanes so that it runs as vector code."""
-    for j in range(LANES):
-        lanes[j] = np.float32(0.0)
-    whole = values.shape[0] - values.shape[0] % LANES
-    for i in range(0, whole, LANES):
-        block = values[i : i + LANES]
-        for j in range(LANES):
-            lanes[j] += block[j] * block[j]
-    total = 0.0
-    for j in range(LANES):
-        total += lanes[j]
-    for i in range(whole, values.shape[0]):
-        total += np.float64(values[i]) * values[i]
-    return float(np.sqrt(total))
 
 
 @jit
@@ -82,11 +63,11 @@ def adapt(
     step = scratch.gradient
     for k in range(rates.shape[0]):
         gradient(fast, sizes, y, known, regression, rows, scratch, step)
-        length = norm(step, scratch.lanes)
+        length = norm(step, scratch.sums)
         if not np.isfinite(length):
             return np.nan
         if k == 0:
             first = length
         factor = rate_factor * min(1.0, clip / length) if length > 0.0 else 0.0
         descend(fast, step, factor, sizes, rates[k])
-    return first if np.isfinite(norm(fast, scratch.lanes)) else np.nan
+    return first if np.isfinite(norm(fast, scratch.sums)) else np.nan

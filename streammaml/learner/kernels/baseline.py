@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from streammaml.events import Float32s
-from streammaml.learner.kernels.adapt import descend, norm
+from streammaml.learner.kernels.adapt import descend
 from streammaml.learner.kernels.compiler import jit
 from streammaml.learner.kernels.network import gradient
+from streammaml.learner.kernels.vectors import copy, norm
 from streammaml.learner.state import Meta, Policy, Scratch, StreamState
 
 
@@ -27,9 +28,9 @@ def learn(
     scratch.y[0] = target
     step = scratch.gradient
     gradient(weights, meta.sizes, scratch.y, stream.known, policy.regression, 1, scratch, step)
-    length = norm(step, scratch.lanes)
+    length = norm(step, scratch.sums)
     if length > 0.0 and np.isfinite(length):
         factor = policy.baseline_rate * min(1.0, policy.clip / length)
         descend(weights, step, factor, meta.sizes, scratch.unit_rates)
-    if not np.isfinite(norm(weights, scratch.lanes)):
-        weights[:] = meta.theta
+    if not np.isfinite(norm(weights, scratch.sums)):
+        copy(meta.theta, weights)

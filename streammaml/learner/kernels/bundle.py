@@ -1,24 +1,25 @@
 """A partition's arrays behind one handle.
 
-A partition has sixty arrays. Unpacking one from Python costs .1 us, and a compiled call copies all
-that it is handed: more than the event itself. So they are unpacked once, into a :class:`Bundle`,
-which is one pointer, and again only when they are replaced.
+A partition has fifty arrays. Unpacking one from Python costs .1 us: together more than the event
+itself. So they are unpacked once, into a :class:`Bundle`, which is one pointer, and again only
+when they are replaced. Compiled code takes them out once a call, as :class:`Parts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import NamedTuple
 
 from numba import types
 from numba.core.types import Type
 from numba.experimental import structref
 
 from streammaml.events import Packed
-from streammaml.learner.kernels.compiler import SETTINGS, jit
+from streammaml.learner.kernels.compiler import SETTINGS, entry, inline
 from streammaml.learner.state import ContextState, Meta, Outputs, Policy, Scratch, StreamState
 
-FIELDS = ["contexts", "stream", "meta", "policy", "scratch", "out"]
+FIELDS = ["contexts", "stream", "meta", "policy", "scratch"]
 
 
 @structref.register
@@ -37,7 +38,21 @@ Base: type = SimpleNamespace if SETTINGS["DISABLE_JIT"] else structref.StructRef
 
 
 class Bundle(Base):  # type: ignore[misc]  # which base, NUMBA_DISABLE_JIT says
-    """Shares the memory of its parts; ``out`` is set anew for each batch."""
+    """Shares the memory of its parts."""
+
+    contexts: ContextState
+    stream: StreamState
+    meta: Meta
+    policy: Policy
+    scratch: Scratch
+
+
+if not SETTINGS["DISABLE_JIT"]:
+    structref.define_proxy(Bundle, BundleType, FIELDS)  # type: ignore[no-untyped-call]  # as above
+
+
+class Parts(NamedTuple):
+    """A bundle taken apart, and where the decisions go."""
 
     contexts: ContextState
     stream: StreamState
@@ -47,11 +62,19 @@ class Bundle(Base):  # type: ignore[misc]  # which base, NUMBA_DISABLE_JIT says
     out: Outputs
 
 
-if not SETTINGS["DISABLE_JIT"]:
-    structref.define_proxy(Bundle, BundleType, FIELDS)  # type: ignore[no-untyped-call]  # as above
+@inline
+def parts_of(bundle: Bundle, packed: Packed) -> Parts:
+    return Parts(
+        bundle.contexts,
+        bundle.stream,
+        bundle.meta,
+        bundle.policy,
+        bundle.scratch,
+        unpack(packed),
+    )
 
 
-@jit
+@inline
 def unpack(packed: Packed) -> Outputs:
     """Name the rows of ``packed``, as ``events.Decisions`` does."""
     p, n, c, k = packed.probabilities, packed.numbers, packed.counts, packed.codes
@@ -75,28 +98,18 @@ def unpack(packed: Packed) -> Outputs:
     )
 
 
-@jit
+@entry
 def _compiled(
-    contexts: ContextState,
-    stream: StreamState,
-    meta: Meta,
-    policy: Policy,
-    scratch: Scratch,
-    out: Outputs,
+    contexts: ContextState, stream: StreamState, meta: Meta, policy: Policy, scratch: Scratch
 ) -> Bundle:
-    return Bundle(contexts, stream, meta, policy, scratch, out)
+    return Bundle(contexts, stream, meta, policy, scratch)
 
 
 def bundle(
-    contexts: ContextState,
-    stream: StreamState,
-    meta: Meta,
-    policy: Policy,
-    scratch: Scratch,
-    packed: Packed,
+    contexts: ContextState, stream: StreamState, meta: Meta, policy: Policy, scratch: Scratch
 ) -> Bundle:
-    """Unpack a partition; ``packed`` may have room for no event."""
-    parts = (contexts, stream, meta, policy, scratch, unpack(packed))
+    """Unpack a partition."""
+    parts = (contexts, stream, meta, policy, scratch)
     if SETTINGS["DISABLE_JIT"]:
         return Bundle(**dict(zip(FIELDS, parts, strict=True)))
     return _compiled(*parts)

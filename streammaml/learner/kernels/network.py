@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from streammaml.events import Float32s, Floats
 from streammaml.learner.kernels.compiler import inline, jit
-from streammaml.learner.kernels.matmul import add_product
+from streammaml.learner.kernels.matmul import LANES, product
+from streammaml.learner.kernels.vectors import transpose
 from streammaml.learner.state import Scratch
 
 ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
+NO_FLOOR = np.float32(-np.inf)
 
 
 @inline
@@ -32,17 +34,7 @@ def affine(
 ) -> None:
     """out [rows, n] = x [rows, m] @ weight [m, n] + bias [n], through a ReLU if asked."""
     m, n = weight.shape
-    for s in range(rows):
-        o = out[s, :n]
-        for j in range(n):
-            o[j] = bias[j]
-    add_product(x, weight, out, rows, m, n, pad)
-    if relu:
-        for s in range(rows):
-            o = out[s, :n]
-            for j in range(n):
-                if o[j] < ZERO:
-                    o[j] = ZERO
+    product(x, weight, bias, out, rows, m, n, ZERO if relu else NO_FLOOR, pad)
 
 
 @jit
@@ -117,14 +109,18 @@ def output_losses(
 
 
 @jit
-def weight_gradient(x: Float32s, delta: Float32s, rows: int, pad: Float32s, out: Float32s) -> None:
+def weight_gradient(
+    x: Float32s, delta: Float32s, rows: int, scratch: Scratch, out: Float32s
+) -> None:
     """out [m, n] = xᵀ [m, rows] @ delta [rows, n]."""
     m, n = out.shape
-    for k in range(m):
-        o = out[k]
-        for j in range(n):
-            o[j] = ZERO
-    add_product(x.T, delta, out, m, rows, n, pad)
+    if n >= LANES or m < LANES:
+        product(x.T, delta, scratch.zeros, out, m, rows, n, NO_FLOOR, scratch.pad)
+        return
+    # The long side is the one to go along.
+    across = scratch.turned[: n * m].reshape(n, m)
+    product(delta.T, x, scratch.zeros, across, n, rows, m, NO_FLOOR, scratch.pad)
+    transpose(across, out)
 
 
 @jit
@@ -134,20 +130,12 @@ def input_gradient(
     """out [rows, m] = delta [rows, n] @ weightᵀ, where the ReLU that made x [rows, m] was open."""
     m, n = weight.shape
     across = scratch.turned[: n * m].reshape(n, m)
-    for k in range(m):
-        w = weight[k]
-        for j in range(n):
-            across[j, k] = w[j]
-    for s in range(rows):
-        o = out[s, :m]
-        for k in range(m):
-            o[k] = ZERO
-    add_product(delta, across, out, rows, n, m, scratch.pad)
+    transpose(weight, across)
+    product(delta, across, scratch.zeros, out, rows, n, m, NO_FLOOR, scratch.pad)
     for s in range(rows):
         o, made = out[s, :m], x[s, :m]
         for k in range(m):
-            if made[k] <= ZERO:
-                o[k] = ZERO
+            o[k] = ZERO if made[k] <= ZERO else o[k]
 
 
 @jit
@@ -171,15 +159,10 @@ def gradient(
         m, n = sizes[layer], sizes[layer + 1]
         delta = deltas[(layer + 1) % 2]
         start = end - (m * n + n)
-        product = out[start : start + m * n].reshape(m, n)
-        weight_gradient(activations[layer], delta, rows, scratch.pad, product)
-        bias = out[end - n : end]
-        for j in range(n):
-            bias[j] = ZERO
-        for s in range(rows):
-            d = delta[s, :n]
-            for j in range(n):
-                bias[j] += d[j]
+        own = out[start : start + m * n].reshape(m, n)
+        weight_gradient(activations[layer], delta, rows, scratch, own)
+        bias = out[end - n : end].reshape(1, n)
+        product(scratch.ones, delta, scratch.zeros, bias, 1, rows, n, NO_FLOOR, scratch.pad)
         if layer > 0:
             weight = parameters[start : start + m * n].reshape(m, n)
             input_gradient(activations[layer], weight, delta, rows, scratch, deltas[layer % 2])

@@ -15,8 +15,9 @@ import numpy as np
 from streammaml.events import Float32s, Floats, Packed
 from streammaml.learner.kernels import adapt as inner_loop
 from streammaml.learner.kernels import baseline, detector, network, scaler
-from streammaml.learner.kernels.bundle import Bundle, unpack
-from streammaml.learner.kernels.compiler import inline, jit
+from streammaml.learner.kernels.bundle import Bundle, Parts, parts_of
+from streammaml.learner.kernels.compiler import SETTINGS, entry, inline, jit
+from streammaml.learner.kernels.vectors import copy, norm
 from streammaml.learner.state import Ints
 
 LOSS_FLOOR = 0.002
@@ -30,21 +31,21 @@ MULTIPLIER = 6364136223846793005
 
 
 @jit
-def reset_fast(p: Bundle, row: int) -> None:
+def reset_fast(p: Parts, row: int) -> None:
     """Fall back to θ."""
-    p.contexts.fast[row] = p.meta.theta
+    copy(p.meta.theta, p.contexts.fast[row])
     p.contexts.version[row] = p.meta.version
     p.contexts.at_init[row] = 1
     p.contexts.changed[row] = p.stream.counts[1] + 1  # of the event in hand
 
 
 @jit
-def begin(p: Bundle, row: int) -> None:
+def begin(p: Parts, row: int) -> None:
     """Set up a context at its first event: it starts at θ and knows nothing."""
     contexts = p.contexts
     reset_fast(p, row)
     if contexts.baseline.shape[1] > 0:
-        contexts.baseline[row] = p.meta.theta
+        copy(p.meta.theta, contexts.baseline[row])
     contexts.labels[row] = 0
     contexts.segment[row] = 0
     contexts.error_scale[row] = ERROR_START
@@ -56,7 +57,7 @@ def begin(p: Bundle, row: int) -> None:
 
 
 @inline
-def serve(p: Bundle, parameters: Float32s, out: Float32s) -> bool:
+def serve(p: Parts, parameters: Float32s, out: Float32s) -> bool:
     """Write the prediction [K] of ``parameters`` for the input in scratch; False if not finite.
 
     A class's probability, or the value, clipped to the range of the labels seen so far.
@@ -76,7 +77,7 @@ def serve(p: Bundle, parameters: Float32s, out: Float32s) -> bool:
 
 
 @jit
-def without_prediction(p: Bundle, out: Float32s) -> None:
+def without_prediction(p: Parts, out: Float32s) -> None:
     """What is served when even θ is not finite: every known class alike, or the label's mean."""
     if p.policy.regression:
         out[0] = np.float32(p.stream.y_scale[0])
@@ -90,7 +91,7 @@ def without_prediction(p: Bundle, out: Float32s) -> None:
 
 
 @inline
-def arrive(p: Bundle, row: int, time: float) -> None:
+def arrive(p: Parts, row: int, time: float) -> None:
     """Move the clock; a context that is new, or was not seen for too long, begins.
 
     The clock is the largest time so far, so that time never runs back.
@@ -106,7 +107,7 @@ def arrive(p: Bundle, row: int, time: float) -> None:
 
 
 @inline
-def predict(p: Bundle, row: int, x: Float32s, i: int) -> None:
+def predict(p: Parts, row: int, x: Float32s, i: int) -> None:
     """Predict event ``i`` by the context's fast weights and by θ; leaves its inputs in scratch."""
     contexts, out, scratch = p.contexts, p.out, p.scratch
     scaler.context_scale(contexts, p.stream, row, scratch.mean, scratch.inverse)
@@ -118,12 +119,12 @@ def predict(p: Bundle, row: int, x: Float32s, i: int) -> None:
         without_prediction(p, out.initial[i])
     if not serve(p, contexts.fast[row], out.predictions[i]):
         out.nonfinite[i] = 1
-        out.predictions[i] = out.initial[i]
+        copy(out.initial[i], out.predictions[i])
         reset_fast(p, row)
 
 
 @inline
-def loss_of(p: Bundle, prediction: Float32s, y: float) -> float:
+def loss_of(p: Parts, prediction: Float32s, y: float) -> float:
     """Log-loss with the probability floored at .002; or |error| in standard deviations of y."""
     if p.policy.regression:
         return float(abs(prediction[0] - y) / p.stream.y_scale[1])
@@ -131,16 +132,16 @@ def loss_of(p: Bundle, prediction: Float32s, y: float) -> float:
 
 
 @inline
-def score(p: Bundle, row: int, y: float, i: int) -> None:
+def score(p: Parts, row: int, y: float, i: int) -> None:
     """Charge the stored predictions of event ``i`` with its label; set the detector's signal."""
     contexts, out = p.contexts, p.out
     assert p.policy.regression or 0 <= int(y) < p.stream.known.shape[0]
     out.loss[i] = loss_of(p, out.predictions[i], y)
     out.loss_init[i] = loss_of(p, out.initial[i], y)
     if contexts.baseline.shape[1] > 0:
-        prediction = p.scratch.lanes[: out.initial.shape[1]]
+        prediction = p.scratch.sums[: out.initial.shape[1]]
         if not serve(p, contexts.baseline[row], prediction):
-            prediction[:] = out.initial[i]
+            copy(out.initial[i], prediction)
         out.loss_baseline[i] = loss_of(p, prediction, y)
     if p.policy.regression:
         error = (out.predictions[i, 0] - y) / p.stream.y_scale[1]
@@ -150,23 +151,23 @@ def score(p: Bundle, row: int, y: float, i: int) -> None:
 
 
 @inline
-def scaled_target(p: Bundle, y: float) -> float:
+def scaled_target(p: Parts, y: float) -> float:
     return (y - p.stream.y_scale[0]) / p.stream.y_scale[1] if p.policy.regression else y
 
 
 @inline
-def remember(p: Bundle, row: int, x: Float32s, y: float) -> None:
+def remember(p: Parts, row: int, x: Float32s, y: float) -> None:
     """Add an example to the context's support ring."""
     contexts = p.contexts
     slot = contexts.labels[row] % contexts.support_y.shape[1]
-    contexts.support_x[row, slot] = x
+    copy(x, contexts.support_x[row, slot])
     contexts.support_y[row, slot] = y
     contexts.labels[row] += 1
     contexts.segment[row] += 1
 
 
 @jit
-def load_support(p: Bundle, row: int, size: int) -> None:
+def load_support(p: Parts, row: int, size: int) -> None:
     """Put the newest ``size`` examples, oldest first, into scratch, scaled by today's scalers."""
     contexts, scratch = p.contexts, p.scratch
     ring = contexts.support_y.shape[1]
@@ -178,7 +179,7 @@ def load_support(p: Bundle, row: int, size: int) -> None:
 
 
 @inline
-def due(p: Bundle, row: int, level: int) -> int:
+def due(p: Parts, row: int, level: int) -> int:
     """Which trigger, if any, asks for an adaptation now."""
     if level == detector.DRIFT:
         return BY_DRIFT
@@ -192,7 +193,7 @@ def due(p: Bundle, row: int, level: int) -> int:
 
 
 @jit
-def judge(p: Bundle, parameters: Float32s, rows: int) -> float:
+def judge(p: Parts, parameters: Float32s, rows: int) -> float:
     """Mean loss of ``parameters`` on the ``rows`` examples in scratch; NaN if not finite."""
     sizes, scratch = p.meta.sizes, p.scratch
     network.forward(parameters, sizes, scratch.activations, rows, scratch.pad)
@@ -203,13 +204,13 @@ def judge(p: Bundle, parameters: Float32s, rows: int) -> float:
 
 
 @jit
-def fit(p: Bundle, row: int, newest: int, held_out: int, continued: bool) -> float:
+def fit(p: Parts, row: int, newest: int, held_out: int, continued: bool) -> float:
     """Adapt the candidate on the newest examples but the last ``held_out``; as ``adapt`` returns.
 
     From θ; or from the fast weights, at half the rates, where ``continued``.
     """
     candidate = p.scratch.candidate
-    candidate[:] = p.contexts.fast[row] if continued else p.meta.theta
+    copy(p.contexts.fast[row] if continued else p.meta.theta, candidate)
     load_support(p, row, newest)
     return inner_loop.adapt(
         candidate,
@@ -226,18 +227,18 @@ def fit(p: Bundle, row: int, newest: int, held_out: int, continued: bool) -> flo
 
 
 @inline
-def replace_fast(p: Bundle, row: int, candidate: Float32s) -> None:
+def replace_fast(p: Parts, row: int, candidate: Float32s) -> None:
     """Let a candidate be the fast weights; counts the rows that must be written again."""
     contexts, marks = p.contexts, p.stream.marks
     if contexts.changed[row] <= marks[BARRIER] or contexts.at_init[row] == 1:
         marks[WEIGHTS] += 1
-    contexts.fast[row] = candidate
+    copy(candidate, contexts.fast[row])
     contexts.at_init[row] = 0
     contexts.changed[row] = p.stream.counts[1] + 1
 
 
 @jit
-def adapt(p: Bundle, row: int, trigger: int, i: int) -> None:
+def adapt(p: Parts, row: int, trigger: int, i: int) -> None:
     """Adapt a candidate and let it replace the fast weights, or not; write what was decided."""
     contexts, out, scratch = p.contexts, p.out, p.scratch
     newest = min(contexts.segment[row], contexts.support_y.shape[1])
@@ -266,12 +267,12 @@ def adapt(p: Bundle, row: int, trigger: int, i: int) -> None:
         out.results[i] = ACCEPTED
     else:
         out.results[i] = DIVERGED
-        if not np.isfinite(inner_loop.norm(contexts.fast[row], scratch.lanes)):
+        if not np.isfinite(norm(contexts.fast[row], scratch.sums)):
             reset_fast(p, row)
 
 
 @jit
-def learn(p: Bundle, row: int, x: Float32s, y: float, level: int, i: int) -> None:
+def learn(p: Parts, row: int, x: Float32s, y: float, level: int, i: int) -> None:
     """Take the label of event ``i`` in: baseline, support set, adaptation, scalers last.
 
     A class exists from its first label on.
@@ -297,8 +298,20 @@ def learn(p: Bundle, row: int, x: Float32s, y: float, level: int, i: int) -> Non
         scaler.learn_y(stream, y, stream.counts[0])
 
 
+def _rolled(rolling: int, offset: int) -> int:
+    return rolling * MULTIPLIER + offset + 1
+
+
+def _rolled_in_python(rolling: int, offset: int) -> int:
+    """The same where an int64 does not wrap silently."""
+    return (int(rolling) * MULTIPLIER + int(offset) + 1 + 2**63) % 2**64 - 2**63
+
+
+rolled = _rolled_in_python if SETTINGS["DISABLE_JIT"] else inline(_rolled)
+
+
 @inline
-def finish(p: Bundle, row: int, offset: int) -> None:
+def finish(p: Parts, row: int, offset: int) -> None:
     """Count the event and enter it into the context's ledger."""
     contexts, stream = p.contexts, p.stream
     stream.counts[1] += 1
@@ -308,14 +321,12 @@ def finish(p: Bundle, row: int, offset: int) -> None:
     contexts.seen[row] = stream.clock[0]
     contexts.ledger[row, APPLIED] += 1
     contexts.ledger[row, OFFSET] = offset
-    rolling = contexts.ledger[row, HASH:]  # an array wraps silently, without the compiler too
-    rolling *= MULTIPLIER
-    rolling += offset + 1
+    contexts.ledger[row, HASH] = rolled(contexts.ledger[row, HASH], offset)
 
 
 @jit
-def play(
-    p: Bundle,
+def events(
+    p: Parts,
     rows: Ints,
     x: Float32s,
     y: Floats,
@@ -323,10 +334,7 @@ def play(
     times: Floats,
     first: int,
     last: int,
-    packed: Packed,
 ) -> None:
-    """Play events first … last−1 of a batch with the compiled detector."""
-    p.out = unpack(packed)
     for i in range(first, last):
         row = rows[i]
         arrive(p, row, times[i])
@@ -341,11 +349,7 @@ def play(
 
 
 @jit
-def play_to_signal(
-    p: Bundle, rows: Ints, x: Float32s, y: Floats, times: Floats, i: int, packed: Packed
-) -> None:
-    """The first half of ``play`` for one event: up to what a detector in Python is fed."""
-    p.out = unpack(packed)
+def to_signal(p: Parts, rows: Ints, x: Float32s, y: Floats, times: Floats, i: int) -> None:
     arrive(p, rows[i], times[i])
     predict(p, rows[i], x[i], i)
     if not np.isnan(y[i]):
@@ -353,8 +357,43 @@ def play_to_signal(
 
 
 @jit
+def from_level(
+    p: Parts, rows: Ints, x: Float32s, y: Floats, offsets: Ints, i: int, level: int
+) -> None:
+    if np.isnan(y[i]):
+        scaler.learn_x(p.contexts, p.stream, rows[i], x[i])
+    else:
+        learn(p, rows[i], x[i], y[i], level, i)
+    finish(p, rows[i], offsets[i])
+
+
+@entry
+def play(
+    b: Bundle,
+    rows: Ints,
+    x: Float32s,
+    y: Floats,
+    offsets: Ints,
+    times: Floats,
+    first: int,
+    last: int,
+    packed: Packed,
+) -> None:
+    """Play events first … last−1 of a batch with the compiled detector."""
+    events(parts_of(b, packed), rows, x, y, offsets, times, first, last)
+
+
+@entry
+def play_to_signal(
+    b: Bundle, rows: Ints, x: Float32s, y: Floats, times: Floats, i: int, packed: Packed
+) -> None:
+    """The first half of ``play`` for one event: up to what a detector in Python is fed."""
+    to_signal(parts_of(b, packed), rows, x, y, times, i)
+
+
+@entry
 def play_from_level(
-    p: Bundle,
+    b: Bundle,
     rows: Ints,
     x: Float32s,
     y: Floats,
@@ -364,9 +403,4 @@ def play_from_level(
     packed: Packed,
 ) -> None:
     """The second half, with the detector's answer; the event must be the last one begun."""
-    p.out = unpack(packed)
-    if np.isnan(y[i]):
-        scaler.learn_x(p.contexts, p.stream, rows[i], x[i])
-    else:
-        learn(p, rows[i], x[i], y[i], level, i)
-    finish(p, rows[i], offsets[i])
+    from_level(parts_of(b, packed), rows, x, y, offsets, i, level)

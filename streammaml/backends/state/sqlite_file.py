@@ -6,12 +6,12 @@ for a disk that refuses.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sqlite3
 import struct
-import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from streammaml.sealed import FINGERPRINT_BYTES, is_whole, seal, unseal
 FORMAT = 1
 APPLICATION_ID = 0x534D_0000 + FORMAT
 PAGE_BYTES = 8192
-CACHE_KIB = 16_384
+CACHE_KIB = 8_192
 BUSY_S = 5.0
 DAMAGED_KEPT = 3
 SCHEMA = (
@@ -31,7 +31,6 @@ SCHEMA = (
 OWN = b"@"
 """Keys with this prefix are the worker's own, and few."""
 
-_CHUNK = 256
 _HEADER_BYTES = 100
 _META_KEY = b"meta"
 _NOBODY = bytes(FINGERPRINT_BYTES)
@@ -70,15 +69,17 @@ class Meta:
         return seal(_META_KEY, _NOBODY, json.dumps(asdict(self)).encode())
 
     @classmethod
-    def read(cls, connection: sqlite3.Connection) -> Meta:
+    def read(cls, path: Path, connection: sqlite3.Connection) -> Meta:
         """DamagedError if it is not there or not whole."""
         rows = connection.execute("SELECT sealed FROM meta").fetchall()
         if len(rows) != 1 or not isinstance(rows[0][0], bytes):
-            raise DamagedError("its description is missing")
+            raise DamagedError(f"{path}: what it says of itself is missing")
         try:
             body = unseal(_META_KEY, _NOBODY, rows[0][0])
+        except DamagedError as error:
+            raise DamagedError(f"{path}: what it says of itself is damaged") from error
         except IncompatibleError as error:
-            raise DamagedError("it was made by another release") from error
+            raise DamagedError(f"{path}: it was made by another release") from error
         return cls(**json.loads(bytes(body)))
 
 
@@ -87,8 +88,9 @@ def kind_of(key: bytes) -> str:
     return (OWN if key.startswith(OWN) else key[:2]).decode("latin-1")
 
 
-def checksum_of(sealed_tail: bytes) -> int:
-    return int.from_bytes(sealed_tail[-4:], "little")
+def checksum_of(sealed: bytes) -> int:
+    """Of a sealed value, or of its last four bytes."""
+    return int.from_bytes(sealed[-4:], "little")
 
 
 def sibling(path: Path, suffix: str) -> Path:
@@ -98,7 +100,9 @@ def sibling(path: Path, suffix: str) -> Path:
 def explained(path: Path, error: Exception) -> BackendError:
     """What an exception of SQLite or of the system means for the store at ``path``."""
     if isinstance(error, OSError):
-        return StoreError(f"{path}: {error.strerror or error}: {_CURE}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = _CURES[sqlite3.SQLITE_FULL] if full else _CURE
+        return StoreError(f"{path}: {error.strerror or error}: {cure}")
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     # What ends too early, or fails a checksum of the file system, is damaged.
     lost = (sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
@@ -115,16 +119,18 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.text_factory = bytes  # damage can turn a blob into a text
     try:
         _configure(connection)
-    except sqlite3.Error:
+    except (sqlite3.Error, StoreError):
         connection.close()
         raise
     return connection
 
 
 def _configure(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != b"wal":
+        raise StoreError("SQLite cannot keep a log here: state.directory must be on a local disk")
     for pragma in (
-        f"page_size = {PAGE_BYTES}",
-        "journal_mode = WAL",
         "synchronous = NORMAL",
         "wal_autocheckpoint = 0",
         "journal_size_limit = 0",
@@ -176,30 +182,9 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
         raise DamagedError(f"{path}: its tables are not a store's")
 
 
-def verify(path: Path, connection: sqlite3.Connection, stopped: threading.Event) -> None:
-    """Read the whole file. DamagedError unless every lookup in it must give what was written."""
-    connection.execute("BEGIN")
-    meta = Meta.read(connection)
-    # Structure, free pages, and that the index has each row: SQLite works without the GIL here.
-    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    if verdict != b"ok":
-        raise DamagedError(f"{path}: {verdict.decode(errors='replace')}")
-    count = digest = 0
-    cursor = connection.execute("SELECT key, value FROM records")
-    while not stopped.is_set() and (rows := cursor.fetchmany(_CHUNK)):
-        for key, value in rows:
-            check_value(path, key, value)
-            digest += checksum_of(value)
-        count += len(rows)
-    if not stopped.is_set() and (count, digest) != (sum(meta.counts.values()), meta.digest):
-        raise DamagedError(f"{path}: it does not hold the records that were written last")
-    connection.execute("COMMIT")
-
-
-def check_value(path: Path, key: object, value: object) -> None:
-    """DamagedError unless both are bytes and the checksum is theirs."""
-    if not (isinstance(key, bytes) and isinstance(value, bytes) and is_whole(key, value)):
-        raise DamagedError(f"{path}: the value of {key!r:.80} is damaged")
+def is_sound(key: object, value: object) -> bool:
+    """Whether both are bytes, as damage may have changed, and the checksum is theirs."""
+    return isinstance(key, bytes) and isinstance(value, bytes) and is_whole(key, value)
 
 
 def set_aside(path: Path) -> None:

@@ -17,33 +17,33 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
-from streammaml.backends.scratch import Scratch
-from streammaml.backends.sqlite_file import (
+from streammaml.backends.state.scratch import Scratch
+from streammaml.backends.state.sqlite_file import (
     OWN,
     Meta,
     OtherTopicError,
     check_header,
     check_schema,
-    check_value,
     checksum_of,
     connect,
     create,
     explained,
     free_bytes,
+    is_sound,
     kind_of,
     remove,
     set_aside,
     sibling,
     sizes,
-    verify,
 )
+from streammaml.backends.state.verification import Verification
 from streammaml.errors import BackendError, DamagedError, StoreError
 from streammaml.sealed import is_whole
 
@@ -105,11 +105,10 @@ class Store:
         """Use ``open``: this raises for a file that cannot be used, and leaves it there."""
         self.healed = ""
         self._path = path
+        self._mark = sibling(path, "-checkpoint")
         self._problem: BackendError | None = None
-        self._stopped = threading.Event()
-        self._verifying: sqlite3.Connection | None = None
-        self._verified = threading.Event()
-        self._verifier = threading.Thread(target=self._verify, name=f"verify {path}", daemon=True)
+        self._judging = threading.Lock()
+        self._verification: Verification | None = None
         found = path.exists()
         written = check_header(path) if found else 0
         try:
@@ -128,9 +127,7 @@ class Store:
             self._connection.close()
             raise
         if self._meta.counts:
-            self._verifier.start()
-        else:
-            self._verified.set()
+            self._verification = Verification(path, self._report)
 
     @property
     def position(self) -> int:
@@ -146,6 +143,11 @@ class Store:
     def size_bytes(self) -> int:
         """What the store takes on the disk."""
         return sizes(self._path) + self._scratch.size_bytes
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether to look for a key that is not there takes no time."""
+        return self._verification is None or self._verification.is_done
 
     def free_bytes(self) -> int:
         """What is free on the disk, for this user."""
@@ -240,23 +242,22 @@ class Store:
 
     def condemn(self, reason: str) -> None:
         """Let this and each later call raise DamagedError, and the next ``open`` start anew."""
-        self._problem = DamagedError(reason)
-        with suppress(OSError):  # on such a disk the next open fails anyway
-            sibling(self._path, "-condemned").write_text(reason, "utf-8")
+        with self._judging:
+            if isinstance(self._problem, DamagedError):
+                return
+            self._problem = DamagedError(reason)
+            with suppress(OSError):  # on such a disk the next open fails anyway
+                sibling(self._path, "-condemned").write_text(reason, "utf-8")
 
     def close(self) -> None:
         """Stop the verification and let go of the file. Not an error where the disk refuses."""
-        self._stopped.set()
-        with suppress(sqlite3.Error):
-            if self._verifying is not None:
-                self._verifying.interrupt()
-        if self._verifier.ident is not None:
-            self._verifier.join()
+        if self._verification is not None:
+            self._verification.stop()
         with suppress(OSError):
             self._scratch.close()
         with suppress(sqlite3.Error, OSError):
             if self._problem is None:
-                self._checkpoint(self._meta.transaction)
+                self._checkpoint()
         with suppress(sqlite3.Error):
             self._connection.close()
 
@@ -271,7 +272,7 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             problem = explained(self._path, error)
             if isinstance(problem, DamagedError):
-                self.condemn(str(problem))
+                self._damaged(str(problem))
             raise problem from error
 
     def _raise_problem(self) -> None:
@@ -279,23 +280,30 @@ class Store:
             raise type(self._problem)(str(self._problem))
 
     def _wait(self) -> None:
-        self._verified.wait()
+        if self._verification is not None:
+            self._verification.wait()
         self._raise_problem()
 
     def _check_value(self, key: object, value: object) -> None:
-        try:
-            check_value(self._path, key, value)
-        except DamagedError as error:
-            self.condemn(str(error))
-            raise
+        if not is_sound(key, value):
+            self._damaged(f"{self._path}: the value of {key!r:.80} is damaged")
+
+    def _report(self, problem: BackendError) -> None:
+        if isinstance(problem, DamagedError):
+            self.condemn(str(problem))
+        else:
+            self._problem = problem
+
+    def _damaged(self, reason: str) -> NoReturn:
+        self.condemn(reason)
+        raise DamagedError(str(self._problem))
 
     def _check_absent(self, keys: Iterable[bytes]) -> None:
         for key in keys:
             if not key.startswith(OWN):
                 self._wait()
             elif key.decode("latin-1") in self._meta.own:
-                self.condemn(f"{self._path}: the record {key!r:.80} cannot be found")
-                self._raise_problem()
+                self._damaged(f"{self._path}: the record {key!r:.80} cannot be found")
 
     def _select(self, columns: str, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         """Rows of records by key; few different statements, so that SQLite knows them."""
@@ -328,7 +336,7 @@ class Store:
             raise
         self._meta = meta
         if sibling(self._path, "-wal").stat().st_size >= CHECKPOINT_BYTES:
-            self._checkpoint(meta.transaction)
+            self._checkpoint()
 
     def _write_chunk(self, latest: dict[bytes, bytes | None], meta: Meta) -> None:
         for key, value in latest.items():
@@ -339,6 +347,8 @@ class Store:
         for key, value in latest.items():
             kind = kind_of(key)
             if key in old:
+                if not isinstance(old[key], bytes):
+                    self._damaged(f"{self._path}: the value of {key!r:.80} is damaged")
                 meta.digest -= checksum_of(old[key])
                 meta.counts[kind] = meta.counts.get(kind, 0) - 1
                 own.discard(key.decode("latin-1"))
@@ -356,45 +366,31 @@ class Store:
     def _checked_meta(self, topic_id: str, written: int) -> Meta:
         """What the file says of itself. DamagedError if it contradicts itself."""
         check_schema(self._path, self._connection)
-        meta = Meta.read(self._connection)
+        meta = Meta.read(self._path, self._connection)
         (transaction,) = self._connection.execute("PRAGMA user_version").fetchone()
         if transaction != meta.transaction or written > transaction:
             raise DamagedError(f"{self._path}: a part of its log is lost")
-        mark = sibling(self._path, "-checkpoint")
-        if mark.exists():
-            # A checkpoint was broken off: only with the whole log is the file worth anything.
-            needed = mark.read_text()
-            if self._checkpoint(transaction) == 0 or needed != str(transaction):
+        # A checkpoint was broken off: only with all of its log is the file worth anything.
+        if self._mark.exists():
+            needed = self._mark.read_bytes() or b"0"
+            if not needed.isdigit() or transaction < int(needed) or not self._run_checkpoint():
                 raise DamagedError(f"{self._path}: a part of its log is lost")
         if meta.topic_id != topic_id:
             raise OtherTopicError(f"{self._path}: it mirrors the topic {meta.topic_id!r:.80}")
         return meta
 
-    def _checkpoint(self, transaction: int) -> int:
-        """Write the log to the file, as far as the verification lets it; how long the log was."""
-        mark = sibling(self._path, "-checkpoint")
-        mark.write_text(str(transaction))
-        result = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        mark.unlink()
-        return int(result[1])
+    def _checkpoint(self) -> None:
+        """Write the log to the file, as far as the verification lets it."""
+        self._mark.write_text(str(self._meta.transaction))
+        self._run_checkpoint()
 
-    def _verify(self) -> None:
-        try:
-            with closing(connect(self._path)) as connection:
-                self._verifying = connection
-                verify(self._path, connection, self._stopped)
-        except DamagedError as error:
-            self.condemn(str(error))
-        except (sqlite3.Error, OSError) as error:
-            problem = explained(self._path, error)
-            if self._stopped.is_set():
-                return
-            if isinstance(problem, DamagedError):
-                self.condemn(str(problem))
-            else:
-                self._problem = problem
-        finally:
-            self._verified.set()
+    def _run_checkpoint(self) -> int:
+        """The mark of it stays until all is written; returns how long the log was."""
+        row = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        _, frames, written = row
+        if frames == written:
+            self._mark.unlink()
+        return int(frames)
 
 
 def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
