@@ -29,6 +29,7 @@ from streammaml.errors import (
     BackendError,
     DamagedError,
     FencedError,
+    GapError,
     StoreError,
     TooManyRejectedError,
     UnavailableError,
@@ -243,11 +244,7 @@ class Worker:
         restoring = self._restore()
         self._hold(bool(self._pending) or self._disk_full)
         busy = restoring or (self._pending and not self._disk_full)
-        polled = self._clients.source.poll(0.0 if busy else timeout_s)
-        if self._lost:
-            self._lost = False
-            raise BackendError("the group moved on without this worker")
-        self._pending.extend(polled.items())
+        self._poll(0.0 if busy else timeout_s)
         count = self._play_pending(time.monotonic() + BUSY_S)
         now = time.monotonic()
         if count or restoring:
@@ -313,11 +310,25 @@ class Worker:
         waiting = [item for item in self._tenures.items() if item[1].learner is None]
         deadline = time.monotonic() + RESTORE_S
         for partition, tenure in waiting:
-            start = tenure.restore(max(0.0, deadline - time.monotonic()))
+            try:
+                start = tenure.restore(max(0.0, deadline - time.monotonic()))
+            except GapError:
+                self._poll(0.0)  # one that lost its place has seen half of its successor's work
+                if self._tenures.get(partition) is tenure:
+                    raise
+                break
             if start is None:
                 break
             self._start(partition, start)
         return bool(waiting)
+
+    def _poll(self, timeout_s: float) -> None:
+        assert self._clients is not None
+        polled = self._clients.source.poll(timeout_s)
+        if self._lost:
+            self._lost = False
+            raise BackendError("the group moved on without this worker")
+        self._pending.extend(polled.items())
 
     def _start(self, partition: Partition, offset: int) -> None:
         """Let a restored partition flow, past what was found unreadable."""

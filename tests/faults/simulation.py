@@ -38,7 +38,7 @@ from streammaml.backends.ports import (
 )
 from streammaml.backends.state import Store
 from streammaml.config import Config, spec_of
-from streammaml.errors import BackendError, FencedError, GapError, StoreError, UnreadableError
+from streammaml.errors import BackendError, FencedError, StoreError, UnreadableError
 from streammaml.initialization import Initialization, draw
 from streammaml.partition import Played
 from streammaml.recovery import BARRIER_KEY, read_barrier
@@ -466,10 +466,6 @@ class Simulation:
                 life.worker._drop()
                 if isinstance(error, FencedError) and life in self.zombies:
                     self._kill(life)
-            except GapError:
-                if life not in self.zombies:
-                    raise
-                self._kill(life)  # its successor wrote to the store that it opened
         except Crash:
             self._driven = None
             self._kill(life)
