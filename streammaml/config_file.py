@@ -17,6 +17,14 @@ HEADER = """\
 # `streammaml config show` prints everything, `streammaml config schema` describes it.
 """
 
+STATE = """
+[state]
+# A folder for quick restarts: what is not there is read again from the topic.
+# directory = "/var/lib/streammaml"
+barrier_interval_s = {interval}
+"""
+"""The default folder is a matter of who runs the worker."""
+
 EXAMPLE: tuple[Feature, ...] = (
     Feature.model_validate({"name": "temp"}),
     Feature.model_validate({"name": "promo", "type": "boolean"}),
@@ -32,12 +40,15 @@ def starter(
     if sample is not None:
         columns, target = propose_schema(sample, features, label, context, time)
     defaults = Config()
+    kafka = _plain(defaults.kafka.model_dump(include={"bootstrap_servers", "group"}))
+    state = STATE.format(interval=defaults.state.barrier_interval_s)
     table = {
-        "kafka": _plain(defaults.kafka.model_dump(include={"bootstrap_servers", "group"})),
         "label": _plain(target.model_dump(exclude_defaults=True, mode="json")),
         "features": [_plain(f.model_dump(exclude_defaults=True, mode="json")) for f in columns],
     }
-    return HEADER + "\n" + tomli_w.dumps(table)
+    return "\n".join(
+        [HEADER, tomli_w.dumps({"kafka": kafka}).rstrip(), state, tomli_w.dumps(table)]
+    )
 
 
 def to_toml(config: Config) -> str:
