@@ -76,6 +76,8 @@ except SystemExit as ended:
         (["--help"], 0),
         (["run", "--help"], 0),
         (["health"], 1),
+        (["contexts"], 1),
+        (["inspect", "shop-1"], 1),
         (["config", "show"], 0),
         (["config", "schema"], 0),
         (["run"], 78),
@@ -108,7 +110,10 @@ def test_a_light_command_imports_no_heavy_library(
     [
         ("streammaml.serving", {"numba", "river", "kafka"}),
         ("streammaml.doctor", {"numba", "river", "kafka"}),
+        ("streammaml.stored", {"numba", "river", "kafka"}),
         ("streammaml.jobs", {"kafka"}),
+        ("streammaml.pages", set[str]()),
+        ("streammaml.remote", set[str]()),
         ("streammaml.config_file", set[str]()),
     ],
 )
