@@ -17,13 +17,11 @@ HEADER = """\
 # `streammaml config show` prints everything, `streammaml config schema` describes it.
 """
 
-STATE = """
-[state]
+DIRECTORY = """\
 # A folder for quick restarts: what is not there is read again from the topic.
 # directory = "/var/lib/streammaml"
-barrier_interval_s = {interval}
 """
-"""The default folder is a matter of who runs the worker."""
+"""In a comment: the default is a matter of who runs the worker."""
 
 EXAMPLE: tuple[Feature, ...] = (
     Feature.model_validate({"name": "temp"}),
@@ -40,15 +38,14 @@ def starter(
     if sample is not None:
         columns, target = propose_schema(sample, features, label, context, time)
     defaults = Config()
-    kafka = _plain(defaults.kafka.model_dump(include={"bootstrap_servers", "group"}))
-    state = STATE.format(interval=defaults.state.barrier_interval_s)
     table = {
+        "kafka": _plain(defaults.kafka.model_dump(include={"bootstrap_servers", "group"})),
+        "state": _plain(defaults.state.model_dump(include={"barrier_interval_s"})),
         "label": _plain(target.model_dump(exclude_defaults=True, mode="json")),
         "features": [_plain(f.model_dump(exclude_defaults=True, mode="json")) for f in columns],
     }
-    return "\n".join(
-        [HEADER, tomli_w.dumps({"kafka": kafka}).rstrip(), state, tomli_w.dumps(table)]
-    )
+    text = tomli_w.dumps(table).replace("[state]\n", "[state]\n" + DIRECTORY, 1)
+    return HEADER + "\n" + text
 
 
 def to_toml(config: Config) -> str:

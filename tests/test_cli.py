@@ -355,6 +355,8 @@ def test_a_configuration_without_a_sample_is_an_example_that_loads(call: Call) -
 
     assert Path("streammaml.toml").read_text() == printed
     assert len(Config.build(tomllib.loads(printed)).features) == 3
+    assert "state" in tomllib.loads(printed)
+    assert '\n# directory = "' in printed
     assert call("config", "show").code == 0
 
 
