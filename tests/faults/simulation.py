@@ -38,7 +38,7 @@ from streammaml.backends.ports import (
 )
 from streammaml.backends.state import Store
 from streammaml.config import Config, spec_of
-from streammaml.errors import BackendError, FencedError, StoreError, UnreadableError
+from streammaml.errors import BackendError, FencedError, GapError, StoreError, UnreadableError
 from streammaml.initialization import Initialization, draw
 from streammaml.partition import Played
 from streammaml.recovery import BARRIER_KEY, read_barrier
@@ -296,11 +296,11 @@ class Simulation:
 
     def _prepare_disk(self, name: str) -> None:
         rng, home = self.rng, self._home(name)
-        if home.exists() and rng.random() < 0.15:
+        haunted = any(zombie.name == name for zombie in self.zombies)
+        if home.exists() and not haunted and rng.random() < 0.15:
             self.note(f"empty disk of {name}")
             shutil.rmtree(home)
             self.counts["empty disks"] += 1
-        haunted = any(zombie.name == name for zombie in self.zombies)
         files = sorted(p for p in home.rglob("*") if p.suffix == ".db" or p.name.endswith("-wal"))
         if files and self.shape.flips and not haunted and rng.random() < 0.5:
             path = rng.choice(files)
@@ -465,9 +465,11 @@ class Simulation:
                     life.worker._note_unreadable(error)
                 life.worker._drop()
                 if isinstance(error, FencedError) and life in self.zombies:
-                    self.zombies.remove(life)
-                    self._driven = None
-                    self._end(life)
+                    self._kill(life)
+            except GapError:
+                if life not in self.zombies:
+                    raise
+                self._kill(life)  # its successor wrote to the store that it opened
         except Crash:
             self._driven = None
             self._kill(life)
@@ -518,6 +520,7 @@ class Simulation:
     def _drain(self) -> None:
         self.note("drain")
         self.calm = True
+        streammaml.worker.BUSY_S = NEVER  # until the seams are gone
         for zombie in list(self.zombies):
             self.dead.append(zombie)
             self.zombies.remove(zombie)
@@ -638,7 +641,7 @@ def seams(simulation: Simulation) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(replaced(streammaml.tenure, "Store", store))
         for name, values in {
-            "RESTORE_S": (0.0, NEVER),
+            "RESTORE_S": (0.0,),
             "BUSY_S": (0.0, NEVER, NEVER),
             "FIRST_SLICE": (1, 64),
             "LAG_EVERY_S": (-1.0, NEVER),

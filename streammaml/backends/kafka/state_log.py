@@ -39,10 +39,12 @@ class KafkaStateLog:
         self._config = config
         self._topic = config.topics.state
         self._settings = _settings(config, instance, connect_timeout_s)
+        # asks for the end behind open transactions
+        self._bare = self._settings | {"isolation_level": "read_uncommitted"}
         if config.state.enabled:
             with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
                 admin.require([self._topic])
-        self._consumer = self._connect()
+        self._consumer = self._connect(self._bare)
         try:
             self._consumer._cluster.set_topics([self._topic])
             refresh_metadata(self._consumer, connect_timeout_s)
@@ -59,14 +61,14 @@ class KafkaStateLog:
         ends = ask(self._consumer.end_offsets, [tp], timeout_ms=_ENDS_TIMEOUT_MS)
         firsts = ask(self._consumer.beginning_offsets, [tp], timeout_ms=_ENDS_TIMEOUT_MS)
         start = min(max(start, firsts[tp]), ends[tp])
-        consumer = self._connect() if start < ends[tp] else None
+        consumer = self._connect(self._settings) if start < ends[tp] else None
         return KafkaStateReader(consumer, tp, start, ends[tp])
 
     def close(self) -> None:
         ask(self._consumer.close)
 
-    def _connect(self) -> Any:
-        return connect(kafka.KafkaConsumer, self._config.kafka, self._settings)
+    def _connect(self, settings: dict[str, Any]) -> Any:
+        return connect(kafka.KafkaConsumer, self._config.kafka, settings)
 
 
 class KafkaStateReader:

@@ -152,6 +152,11 @@ class MemoryBroker:
             log = self._logs[partition]
             return log.beginning, log.stable_end
 
+    def end(self, partition: Partition) -> int:
+        """Behind everything, open transactions included."""
+        with self.changed:
+            return self._logs[partition].end
+
     def delete_records(self, partition: Partition, before: int) -> None:
         with self.changed:
             log = self._logs[partition]
