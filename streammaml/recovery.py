@@ -153,8 +153,8 @@ def check_partitions(name: str, before: int, now: int, config: Config) -> None:
         return
     if config.kafka.on_partition_change != "accept":
         raise GapError(
-            f"the topic of {name} has {now} partitions, {before} when the state was written: keys "
-            "moved to other partitions, where their contexts begin anew. To go on so: "
+            f"{name}: the topic has {now} partitions now and had {before} before: keys moved to "
+            "other partitions, where their contexts begin anew. To go on so: "
             "--set kafka.on_partition_change=accept"
         )
     log.warning("partition_change_accepted", partition=name, before=before, now=now)

@@ -141,11 +141,21 @@ class Tenure:
             self._next = played[-1].next_offset
         return played
 
-    def pass_over(self, offset: int, next_offset: int) -> Message:
-        """Go on at ``next_offset``, since nothing from ``offset`` on can be read: a dead letter."""
+    def reach(self, offset: int) -> None:
+        """All records below ``offset`` are played; only holes are left before it."""
+        self._next = max(self._next, offset)
+
+    def pass_over(self, offset: int, next_offset: int) -> list[Message]:
+        """Go on at ``next_offset``, since nothing from ``offset`` on can be read: a dead letter.
+
+        The next commit has a barrier, so that no replay comes here again.
+        """
         assert self._player is not None
         self._next = next_offset
-        return self._player.unreadable(offset, next_offset)
+        self._forced = True
+        if offset < self._plan.live_from:  # told before
+            return []
+        return [self._player.unreadable(offset, next_offset)]
 
     def barrier_due(self, now: float) -> bool:
         """Whether the state is to be written with the next commit."""
@@ -174,7 +184,8 @@ class Tenure:
         assert self._store is not None
         assert self._player is not None
         learner = self._player.learner
-        self._changes = dict(learner.snapshot())
+        swept = learner.sweep()  # first: what is dropped here must not be in the snapshot
+        self._changes = {**dict(learner.snapshot()), **dict.fromkeys(swept)}
         spilled = {k: v for k, v in self._store.spilled() if k not in self._changes}
         self._sweep(spilled)
         self._changes[BARRIER_KEY] = write_barrier(
@@ -274,13 +285,12 @@ class Tenure:
             self._forced = True  # or a replay across this offset would not know of it
 
     def _sweep(self, spilled: Mapping[bytes, bytes | None]) -> None:
-        """Remove what has outlived ``ttl_s``, a part of the store at each barrier."""
+        """Remove what has outlived ``ttl_s`` from the store, a part of it at each barrier."""
         assert self._store is not None
         assert self._player is not None
         if self._config.state.ttl_s == 0:
             return
         learner = self._player.learner
-        self._changes.update(dict.fromkeys(learner.sweep()))
         found = self._store.scan(LIGHT, self._sweep_after, SWEEP_RECORDS)
         self._sweep_after = found[-1][0] if len(found) == SWEEP_RECORDS else b""
         for key, value in found:

@@ -143,6 +143,7 @@ class Worker:
         self._committed_at = self._active_at = self._lag_at = time.monotonic()
         self._disk_at = 0.0
         self._lost = False
+        self._partitions = 0  # of the topic
         self._unreadable: dict[Partition, tuple[int, int]] = {}  # offset, tries
         self._clients: Clients | None = None
         self._limit = self._new_limit()
@@ -326,8 +327,11 @@ class Worker:
         if where == offset and tries >= UNREADABLE_TRIES:
             next_offset = source.next_readable(partition, offset)
             log.error("passed_over", partition=partition.index, offset=offset, until=next_offset)
-            sink.send([self._tenures[partition].pass_over(offset, next_offset)])
-            self._offsets[partition] = offset = next_offset
+            tenure = self._tenures[partition]
+            if letters := tenure.pass_over(offset, next_offset):
+                sink.send(letters)
+            self._offsets[partition] = tenure.commit_offset
+            offset = next_offset
             del self._unreadable[partition]
         source.start(partition, offset)
         self._tell_state("restoring" if self.is_restoring else "ready")
@@ -396,6 +400,10 @@ class Worker:
         )
         try:
             self._play_pending(time.monotonic() + BUSY_S)
+            tenure = self._tenures.get(partition)
+            if tenure is not None and all(waiting != partition for waiting, _ in self._pending):
+                tenure.reach(error.offset)
+                self._offsets[partition] = tenure.commit_offset
             self.commit(whole=[partition])
         except BackendError as failed:
             log.warning("commit_before_unreadable_failed", error=str(failed))
@@ -453,10 +461,9 @@ class Worker:
         for observer in self._observers:
             observer.lag(lag)
             observer.kept(kept)
-        for partition, tenure in self._tenures.items():
-            name = f"{partition.topic}-{partition.index}"
-            check_partitions(name, tenure.standing.partitions, source.partitions(), self._config)
-            break  # they are all of one topic
+        before, self._partitions = self._partitions, source.partitions()
+        if before and before != self._partitions:
+            check_partitions(self._config.topics.events, before, self._partitions, self._config)
         if now - self._disk_at > DISK_CHECK_S:
             self._disk_at = now
             self._check_disk()

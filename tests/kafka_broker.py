@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from streammaml.backends.kafka import TopicAdmin
 from streammaml.config import Config
@@ -38,24 +39,27 @@ READY_TIMEOUT_S = 90.0
 
 SETTINGS = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+node.id={node}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},ASIDE://127.0.0.1:{aside}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},ASIDE://127.0.0.1:{aside_advertised}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,ASIDE:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={data}
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=2000
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
-offsets.topic.replication.factor=1
+min.insync.replicas={in_sync}
+replica.lag.time.max.ms=5000
+offsets.topic.replication.factor={replicas}
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
 transaction.state.log.num.partitions=4
 transaction.abort.timed.out.transaction.cleanup.interval.ms=500
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
 """
 
 
@@ -116,26 +120,68 @@ def free_port() -> int:
         return port
 
 
-class Broker:
-    """One broker with a directory and a port of its own, which it keeps over a restart."""
+class Seat(NamedTuple):
+    """A node's place in a cluster."""
 
-    def __init__(self, directory: Path, *, port: int = 0) -> None:
+    cluster: str
+    node: int
+    controllers: tuple[int, ...]
+    """Ports, those of node 1 first."""
+
+
+def new_cluster(size: int) -> list[Seat]:
+    cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+    cluster = f"k{cluster[1:]}"  # one that begins with a dash would be taken for an option
+    controllers = tuple(free_port() for _ in range(size))
+    return [Seat(cluster, node, controllers) for node in range(1, size + 1)]
+
+
+class Broker:
+    """One broker with a directory and a port of its own, which it keeps over a restart.
+
+    Clients that come by ``aside`` are sent on to ``aside_advertised``, a proxy's port.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int = 0,
+        aside_advertised: int = 0,
+        seat: Seat | None = None,
+        heap_mb: int = 512,
+    ) -> None:
+        seat = seat or new_cluster(1)[0]
+        self.node = seat.node
+        self._heap_mb = heap_mb
         self._jars = find_jars()
         self._directory = directory
         self._log = directory / "broker.log"
         self._settings = directory / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port or free_port()
+        self.aside = free_port()
         directory.mkdir(parents=True, exist_ok=True)
+        size = len(seat.controllers)
         self._settings.write_text(
-            SETTINGS.format(port=self.port, controller=free_port(), data=directory / "data")
+            SETTINGS.format(
+                node=seat.node,
+                voters=",".join(
+                    f"{node}@127.0.0.1:{at}" for node, at in enumerate(seat.controllers, 1)
+                ),
+                port=self.port,
+                controller=seat.controllers[seat.node - 1],
+                aside=self.aside,
+                aside_advertised=aside_advertised or self.aside,
+                data=directory / "data",
+                replicas=size,
+                in_sync=size // 2 + 1,
+            )
         )
-        cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
-        cluster = f"k{cluster[1:]}"  # one that begins with a dash would be taken for an option
         self._java(
             "kafka.tools.StorageTool",
             "format",
-            f"--cluster-id={cluster}",
+            f"--cluster-id={seat.cluster}",
             "-c",
             str(self._settings),
         )
@@ -146,6 +192,10 @@ class Broker:
 
     def start(self) -> None:
         """Start and wait until it answers."""
+        self.launch()
+        self.await_answer()
+
+    def launch(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_die_with_us(), *self._command("kafka.Kafka", str(self._settings))],
@@ -155,6 +205,8 @@ class Broker:
                 start_new_session=True,  # Ctrl-C is for the tests, which then stop the broker
             )
         atexit.register(self.kill)
+
+    def await_answer(self) -> None:
         try:
             with ignoring_unclosed_sockets():
                 wait_until(self._answers, READY_TIMEOUT_S, "the broker answers")
@@ -222,8 +274,34 @@ class Broker:
             raise AssertionError(f"{arguments[0]}: {done.stdout}{done.stderr}")
 
     def _command(self, *arguments: str) -> list[str]:
-        java = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        java = ["java", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         return [*java, "-cp", f"{self._jars}/*", *arguments]
+
+
+class Cluster:
+    """Three brokers; a topic of theirs has three replicas, two of which must be in sync."""
+
+    SIZE = 3
+
+    def __init__(self, directory: Path) -> None:
+        self.brokers = [
+            Broker(directory / f"node-{seat.node}", seat=seat, heap_mb=256)
+            for seat in new_cluster(self.SIZE)
+        ]
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(broker.bootstrap for broker in self.brokers)
+
+    def start(self) -> None:
+        for broker in self.brokers:
+            broker.launch()
+        for broker in self.brokers:
+            broker.await_answer()
+
+    def kill(self) -> None:
+        for broker in self.brokers:
+            broker.kill()
 
 
 def _die_with_us() -> list[str]:

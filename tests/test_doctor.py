@@ -18,7 +18,7 @@ from streammaml.doctor import Finding, examine
 from streammaml.initialization import encode
 from tests import wire
 from tests.backends.conformance.worlds import unique_config
-from tests.kafka_broker import free_port
+from tests.kafka_broker import free_port, wait_until
 
 
 def findings(**sections: dict[str, Any]) -> dict[str, Finding]:
@@ -152,6 +152,13 @@ def on_kafka(kafka_servers: str) -> Callable[..., dict[str, Finding]]:
             client = kafka.KafkaAdminClient(**client_settings(wire.config(kafka=servers).kafka, 10))
             name = names.events if events else names.state
             client.alter_configs([kafka.admin.ConfigResource("topic", name, changed)])
+            resource = kafka.admin.ConfigResource("topic", name)
+
+            def is_there() -> bool:
+                found = client.describe_configs([resource])["topic"][name]
+                return all(found.get(key, {}).get("value") == v for key, v in changed.items())
+
+            wait_until(is_there, 30, "the broker knows its new settings")
             client.close()
         return findings(kafka=servers, topics=topics, **sections)
 
@@ -234,6 +241,12 @@ def test_events_with_more_partitions_than_the_state_are_found(kafka_servers: str
     client = kafka.KafkaAdminClient(**client_settings(wire.config(kafka=servers).kafka, 10))
     client.create_partitions({names["events"]: 3})
     client.close()
+    with TopicAdmin(wire.config(kafka=servers)) as admin:
+        wait_until(
+            lambda: admin.partitions([names["events"]]) == {names["events"]: 3},
+            timeout_s=30,
+            what="the broker knows its partitions",
+        )
 
     found = findings(kafka=servers, topics=names)["state topic"]
 

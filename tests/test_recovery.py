@@ -91,7 +91,7 @@ def test_a_topic_made_anew_stops_or_begins_at_its_beginning() -> None:
 
 
 def test_another_number_of_partitions_stops_or_is_accepted() -> None:
-    with pytest.raises(GapError, match="3 partitions, 2 when"):
+    with pytest.raises(GapError, match="3 partitions now and had 2"):
         plan_of(standing(70, partitions=3), barrier(50))
 
     found = plan_of(standing(70, partitions=3), barrier(50), on_partition_change="accept")

@@ -174,7 +174,7 @@ class Sink(Protocol):
 
 
 class StateReader(Protocol):
-    """Reads one partition of ``state`` up to the end it had when the reader was made."""
+    """Reads one partition of ``state``, as read_committed, up to the end it had at first."""
 
     @property
     def position(self) -> int:
@@ -183,7 +183,11 @@ class StateReader(Protocol):
 
     @property
     def end(self) -> int:
-        """The last stable offset, as read_committed sees it, when the reader was made."""
+        """The end when the reader was made, behind transactions that were open then.
+
+        What they hold decides where a partition goes on, so ``read`` gives nothing until they
+        have ended.
+        """
         ...
 
     def read(self, timeout_s: float) -> Sequence[Record]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 
-from river import base, drift
-from river.drift import binary
+from river import base
 
 from streammaml.config import DetectorConfig
 from streammaml.errors import ConfigError
@@ -26,7 +26,12 @@ Parameters = dict[str, float | int | str | bool]
 Detector = base.DriftDetector | base.BinaryDriftDetector
 
 
-def _names() -> dict[str, type[Detector]]:
+@cache
+def names() -> Mapping[str, type[Detector]]:
+    """River's detectors. Importing them takes half of a worker's start: only where one is used."""
+    from river import drift
+    from river.drift import binary
+
     found: dict[str, type[Detector]] = {}
     for module in (drift, binary):
         for name in module.__all__:
@@ -36,18 +41,16 @@ def _names() -> dict[str, type[Detector]]:
     return found
 
 
-NAMES = _names()
-
-
 def parameters_of(config: DetectorConfig, task: Task) -> Parameters:
     """The detector's parameters: those given, over the task's defaults for PageHinkley.
 
     A detector that draws numbers has a seed, so that a replay draws the same.
     """
-    defaults = dict(DEFAULTS[task]) if config.name == "PageHinkley" else {}
-    if config.name in NAMES and "seed" in inspect.signature(NAMES[config.name]).parameters:
-        defaults["seed"] = 0
-    return {**defaults, **config.parameters}
+    if config.name == "PageHinkley":
+        return {**DEFAULTS[task], **config.parameters}
+    kind = names().get(config.name)
+    seeded = kind is not None and "seed" in inspect.signature(kind).parameters
+    return {**({"seed": 0} if seeded else {}), **config.parameters}
 
 
 def is_compiled(config: DetectorConfig, task: Task) -> bool:
@@ -55,16 +58,25 @@ def is_compiled(config: DetectorConfig, task: Task) -> bool:
 
 
 def is_binary(config: DetectorConfig) -> bool:
-    return issubclass(NAMES[config.name], base.BinaryDriftDetector)
+    return issubclass(names()[config.name], base.BinaryDriftDetector)
+
+
+def prototype(config: DetectorConfig, task: Task) -> Detector | None:
+    """None where the compiled one is used, whose parameters are checked all the same."""
+    compiled = is_compiled(config, task)
+    if compiled and not config.parameters:
+        return None
+    built = build(config, task)
+    return None if compiled else built
 
 
 def build(config: DetectorConfig, task: Task) -> Detector:
     """Make one river detector; ConfigError names the right names and parameters."""
-    kind = NAMES.get(config.name)
+    kind = names().get(config.name)
     if kind is None:
         raise ConfigError(
             f"learner.detector.name: river has no drift detector {config.name!r}; "
-            f"it has {', '.join(sorted(NAMES))}"
+            f"it has {', '.join(sorted(names()))}"
         )
     if task is Task.REGRESSION and is_binary(config):
         raise ConfigError(

@@ -62,9 +62,7 @@ class Learner:
         self._config = config
         self._spec = spec_of(config)
         check_fits(initialization, self._spec)
-        prototype = detectors.build(learner.detector, config.label.task)
-        compiled = detectors.is_compiled(learner.detector, config.label.task)
-        self._prototype = None if compiled else prototype
+        self._prototype = detectors.prototype(learner.detector, config.label.task)
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
@@ -81,7 +79,7 @@ class Learner:
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
-        self._taken_at = 0
+        self._taken_at = self._expired = 0
         self._new_bundle()
 
     def __len__(self) -> int:
@@ -171,7 +169,7 @@ class Learner:
         packed = new_packed(size, self._stream.known.shape[0])
         rows = np.empty(size, np.int64)
         memory = self._memory
-        evicted, expired = memory.evicted, int(self._stream.marks[EXPIRED])
+        evicted = memory.evicted
         first = 0
         find = self._rows.get
         for i, context in enumerate(batch.contexts):
@@ -182,10 +180,17 @@ class Learner:
                     first = i
                     memory.make_room(batch.contexts, i)
                 row = memory.admit(batch.contexts, i)
+                if memory.contexts is not self._bundled:  # they grew
+                    self._new_bundle()
             rows[i] = row
         self._play(batch, rows, first, size, packed)
-        expired = int(self._stream.marks[EXPIRED]) - expired
+        expired = self._newly_expired() if self._policy.ttl_s > 0 else 0
         return Decisions(packed, memory.evicted - evicted, expired)
+
+    def _newly_expired(self) -> int:
+        """Contexts that began anew since this was last asked."""
+        before, self._expired = self._expired, int(self._stream.marks[EXPIRED])
+        return self._expired - before
 
     def _new_bundle(self) -> None:
         """Again whenever an array was replaced."""
@@ -194,18 +199,18 @@ class Learner:
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
-        assert batch.x.shape == (len(batch.contexts), self._schema.width)
-        assert batch.x.flags.c_contiguous
-        assert batch.x.dtype == FLOAT32  # another type is seconds of compiling
-        assert batch.y.dtype == batch.times.dtype == FLOAT64
+        x, y = batch.x, batch.y
+        assert x.shape == (len(batch.contexts), self._schema.width)
+        assert x.flags.c_contiguous
+        assert x.dtype == FLOAT32  # another type is seconds of compiling
+        assert y.dtype == batch.times.dtype == FLOAT64
         assert batch.offsets.dtype == INT64
-        assert batch.y.shape == batch.times.shape == batch.offsets.shape == batch.x.shape[:1]
+        assert y.shape == x.shape[:1]
+        assert len(batch.times) == len(batch.offsets) == len(x)
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        if self._bundled is not self._contexts:  # they grew
-            self._new_bundle()
         x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
-        if not self._watch:
+        if self._prototype is None:
             kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
             return
         decisions = Decisions(packed)

@@ -188,6 +188,27 @@ def test_a_record_that_the_broker_refuses_fails_the_flush(kafka_servers: str) ->
 
 
 @pytest.mark.kafka
+def test_members_that_hardly_wait_in_their_polls_share_all_the_same(kafka_servers: str) -> None:
+    """The client drops a join that ends between two polls, and the group never settles."""
+    world = KafkaWorld(unique_config(kafka_servers))
+    with Reader(world, "a") as one, Reader(world, "b") as two:
+
+        def is_shared() -> bool:
+            for reader in (one, two):
+                reader.poll(0.0)
+                source = reader.source
+                assert isinstance(source, KafkaSource)
+                task = source._consumer._coordinator._join_task
+                if task is not None:  # what a worker does between polls: the join ends meanwhile
+                    ended = threading.Event()
+                    task.add_both(lambda _, ended=ended: ended.set())
+                    ended.wait(0.2)
+            return len(one.assigned) == len(two.assigned) == 1
+
+        wait_until(is_shared, 30.0, "one partition each")
+
+
+@pytest.mark.kafka
 def test_a_slow_revocation_does_not_cost_the_membership(kafka_servers: str) -> None:
     """Heartbeats go on beside it; a commit in it may carry a large barrier."""
     world = KafkaWorld(unique_config(kafka_servers, session_timeout_ms=1000))

@@ -11,7 +11,7 @@ from streammaml.backends.ports import Message, Partition
 from streammaml.errors import BackendError
 from tests.backends.conformance.worlds import MemoryWorld, Reader, numbered, unique_config
 
-STEPS = ("poll", "send", "commit", "committed", "abort", "check", "read_state")
+STEPS = ("poll", "send", "commit", "barrier", "committed", "abort", "check", "read_state")
 
 
 def test_every_durable_step_is_announced() -> None:

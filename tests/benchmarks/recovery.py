@@ -1,6 +1,8 @@
 """How soon a worker is back, on real Kafka: ``python -m tests.benchmarks.recovery --json FILE``.
 
-Times in seconds, as a reader of committed predictions sees them. Parts, all unless some are named:
+Times in seconds, as a reader of committed predictions sees them, with the processor time that the
+worker had used by then: on a machine that others use, that is the steadier figure. Parts, all
+unless some are named:
 
     restart      the same worker killed and started again, 2,000 events/s: to the next prediction,
                  to the next one of every partition, and what was replayed
@@ -11,7 +13,7 @@ Times in seconds, as a reader of committed predictions sees them. Parts, all unl
 
 For ``million`` and ``moved`` valid records are written straight into ``state``: those that a
 learner made of a thousand contexts, sealed again under as many names as are needed.
-The costs of it all are in ``tests.benchmarks.durability``.
+More parts, on what it costs, are in ``tests.benchmarks.durability``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,13 +36,16 @@ from streammaml.backends.codec import encoder
 from streammaml.backends.kafka import KafkaFeed
 from streammaml.backends.ports import Message, Standing
 from streammaml.config import Config, spec_of
-from streammaml.evaluation.streams import Stream, hyper
+from streammaml.evaluation.streams import hyper
 from streammaml.events import Batch
 from streammaml.initialization import draw
-from streammaml.learner import Learner, warm_up
+from streammaml.learner import Learner
 from streammaml.learner.snapshot import context_of
 from streammaml.recovery import BARRIER_KEY, write_barrier
 from streammaml.sealed import seal, unseal_any
+from tests.benchmarks import durability
+from tests.benchmarks.events import make_rig, messages_of
+from tests.benchmarks.rows import Part, Rows, rounded, row, text_of
 from tests.faults.kafka_ledger import Fleet, Producer, lines_of
 from tests.integration.rig import Rig, WorkerProcess, owned
 from tests.kafka_broker import Broker, wait_until
@@ -55,13 +60,6 @@ BACKLOG = 600_000
 PATTERNS = 1000
 """Contexts that a learner really had."""
 DEADLINE_S = 600.0
-
-Row = dict[str, Any]
-Rows = dict[str, Row]
-
-
-def row(value: float, unit: str, target: float | None = None, **more: Any) -> Row:
-    return {"value": round(value, 3), "target": target, "unit": unit, **more}
 
 
 def main() -> None:
@@ -87,58 +85,6 @@ def main() -> None:
         given.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def text_of(name: str, found: Row) -> str:
-    verdict = ""
-    if found["target"] is not None:
-        better = (
-            found["value"] >= found["target"]
-            if found.get("least")
-            else (found["value"] <= found["target"])
-        )
-        verdict = f"  target {found['target']}: {'reached' if better else 'NOT reached'}"
-    more = {k: v for k, v in found.items() if k not in ("value", "unit", "target", "least")}
-    return f"{name:28} {found['value']:>10} {found['unit']}{verdict}  {more or ''}"
-
-
-# --- events and rigs ----------------------------------------------------------------------------
-
-
-def make_rig(servers: str, folder: Path, features: int, **sections: dict[str, Any]) -> Rig:
-    partitions = sections.pop("topics", {}).get("partitions", PARTITIONS)
-    rig = Rig(servers, folder, partitions=partitions, session_timeout_ms=SESSION_MS)
-    rig.configure_with(
-        features=[{"name": f"x{i}"} for i in range(features)],
-        label={"classes": [0, 1]},
-        worker={"commit_interval_ms": 500},
-        learner={"hidden": [64, 64], **sections.pop("learner", {})},
-        **sections,
-    )
-    rig.create_topics()
-    warm_up(rig.config, draw(spec_of(rig.config), 0))
-    return rig
-
-
-def messages_of(stream: Stream, features: int) -> list[Message]:
-    """Wire events, keyed by their context."""
-    encode = encoder("json")
-    names = [f"x{i}" for i in range(features)]
-    numbers = stream.x[:, :features].astype(float).round(4).tolist()
-    messages = []
-    for i, (c, x, y) in enumerate(
-        zip(stream.contexts.tolist(), numbers, stream.y.tolist(), strict=True)
-    ):
-        context = f"sensor-{c:03d}"
-        event = {
-            "id": f"e-{i}",
-            "context": context,
-            "timestamp": "2026-11-22T10:00:00Z",
-            "features": dict(zip(names, x, strict=True)),
-            "label": int(y),
-        }
-        messages.append(Message("events", context.encode(), encode(event)))
-    return messages
-
-
 class Eye:
     """Sees predictions as a reader of committed ones does."""
 
@@ -151,6 +97,8 @@ class Eye:
         )
         topic = rig.topic("predictions")
         parts = self._consumer.partitions_for_topic(topic)
+        self.cpu_s = 0.0
+        """What the worker had used when the first prediction was seen."""
         self._parts = [kafka.TopicPartition(topic, p) for p in parts]
         self._consumer.assign(self._parts)
         self.look_away()
@@ -168,6 +116,7 @@ class Eye:
             assert worker.is_running(), worker.log()[-4000:]
             for records in self._consumer.poll(timeout_ms=100).values():
                 now = time.monotonic()
+                self.cpu_s = worker.cpu_s() if not seen else self.cpu_s
                 for record in records:
                     seen.setdefault(json.loads(record.value)["partition"], now - since)
             return partitions <= set(seen)
@@ -218,7 +167,7 @@ def killed_and_started(
 ) -> Rows:
     fleet, eye = Fleet(rig, ["one"]), Eye(rig)
     every = set(range(PARTITIONS))
-    first, last, events, replay_s, boot_s = [], [], [], [], []
+    first, last, cpu_s, events, replay_s, boot_s = [], [], [], [], [], []
     eye.firsts(time.monotonic(), fleet.current("one"), every)
     for _ in range(rounds):
         time.sleep(steady_s)  # so much is between two barriers: what is measured depends on it
@@ -230,6 +179,7 @@ def killed_and_started(
         seen = eye.firsts(since, worker, every)
         first.append(min(seen.values()))
         last.append(max(seen.values()))
+        cpu_s.append(eye.cpu_s)
         replayed = events_of(worker, "replayed")
         events.append(sum(line["events"] for line in replayed))
         begun = [moment(line) for line in events_of(worker, "rebalanced")]
@@ -240,16 +190,17 @@ def killed_and_started(
     middle = statistics.median
     return {
         f"{name}_first": row(
-            middle(first), "s", target, rounds=rounded(first), started_in=rounded(boot_s)
+            middle(first),
+            "s",
+            target,
+            rounds=rounded(first),
+            cpu_s=rounded(cpu_s),
+            started_in=rounded(boot_s),
         ),
         f"{name}_all": row(
             middle(last), "s", rounds=rounded(last), replayed=events, replay_s=rounded(replay_s)
         ),
     }
-
-
-def rounded(values: Iterable[float]) -> list[float]:
-    return [round(value, 2) for value in values]
 
 
 def takeover(servers: str, folder: Path, rounds: int) -> Rows:
@@ -307,7 +258,7 @@ def million(servers: str, folder: Path, rounds: int) -> Rows:
     worker = fleet.current("one")
     worker.until(lambda: rig.committed() >= rig.sent, "all are predicted", DEADLINE_S)
     built = time.monotonic() - since
-    first, last = [], []
+    first, last, cpu_s = [], [], []
     try:
         for _ in range(rounds):
             fleet.kill("one")
@@ -318,11 +269,14 @@ def million(servers: str, folder: Path, rounds: int) -> Rows:
             seen = eye.firsts(since, fleet.current("one"), every)
             first.append(min(seen.values()))
             last.append(max(seen.values()))
+            cpu_s.append(eye.cpu_s)
     finally:
         eye.close()
         rig.end_all()
     return {
-        "million_first": row(statistics.median(first), "s", 5.0, rounds=rounded(first)),
+        "million_first": row(
+            statistics.median(first), "s", 5.0, rounds=rounded(first), cpu_s=rounded(cpu_s)
+        ),
         "million_all": row(statistics.median(last), "s", rounds=rounded(last)),
         "million_from_kafka": row(built, "s", mb=round(size / 1e6)),
     }
@@ -333,7 +287,7 @@ def moved(servers: str, folder: Path, rounds: int) -> Rows:
     size = fill_state(rig, 100_000, 1)
     produce_for(rig, 1)
     fleet, eye = Fleet(rig, []), Eye(rig)
-    whole, alone = [], []
+    whole, alone, cpu_s = [], [], []
     try:
         for i in range(rounds):
             since = time.monotonic()
@@ -341,6 +295,7 @@ def moved(servers: str, folder: Path, rounds: int) -> Rows:
             worker = fleet.current(f"worker-{i}")
             seen = eye.firsts(since, worker, {0})
             whole.append(seen[0])
+            cpu_s.append(eye.cpu_s)
             (line,) = events_of(worker, "restored")
             alone.append(line["seconds"])
             worker.stop()
@@ -353,7 +308,9 @@ def moved(servers: str, folder: Path, rounds: int) -> Rows:
     return {
         "moved_restored": row(middle, "s", 20.0, rounds=rounded(alone), mb=round(size / 1e6)),
         "moved_speed": row(size / 1e6 / middle, "MB/s"),
-        "moved_first": row(statistics.median(whole), "s", rounds=rounded(whole)),
+        "moved_first": row(
+            statistics.median(whole), "s", rounds=rounded(whole), cpu_s=rounded(cpu_s)
+        ),
     }
 
 
@@ -410,21 +367,12 @@ def barrier_of(
         name = name_of(index, i)
         for kind, owner, content in sets[i % len(sets)]:
             yield Message(topic, kind + name, seal(kind + name, owner, content), (), index)
-    standing = Standing(None, 0, 0, topic_id_of(rig), partitions)
+    standing = Standing(None, 0, 0, rig.topic_id("events"), partitions)
     yield Message(topic, BARRIER_KEY, write_barrier(rig.config, 0, 0, standing), (), index)
 
 
 def name_of(index: int, i: int) -> bytes:
     return b"sensor-%d-%06d" % (index, i)
-
-
-def topic_id_of(rig: Rig) -> str:
-    admin = kafka.KafkaAdminClient(bootstrap_servers=rig.servers)
-    try:
-        (topic,) = admin.describe_topics([rig.topic("events")])
-        return str(topic["topic_id"])
-    finally:
-        admin.close()
 
 
 def produce_for(rig: Rig, partitions: int) -> None:
@@ -442,13 +390,16 @@ def produce_for(rig: Rig, partitions: int) -> None:
     rig.produce(messages)
 
 
-Part = Callable[[str, Path, int], Rows]
 PARTS: dict[str, Part] = {
     "restart": restart,
     "full_rate": full_rate,
     "takeover": takeover,
     "million": million,
     "moved": moved,
+    "written": durability.written,
+    "pause": durability.pause,
+    "throughput": durability.throughput,
+    "memory": durability.memory,
 }
 
 if __name__ == "__main__":

@@ -120,17 +120,18 @@ def run_worker(config: Config, initialization: Initialization, events: int, publ
 
     worker = Worker(config, initialization, kafka_clients(config), publish=publish)
     worker.open()
+    early = 0  # played by the call that got the partition
     while not worker.learners:
-        worker.run_once()
+        early += worker.run_once()
 
     def work() -> None:
-        played = 0
+        played = early
         while played < events:
             played += worker.run_once()
         worker.commit()
 
     try:
-        return cpu_us(work, events)
+        return cpu_us(work, events - early)
     finally:
         worker.close()
 

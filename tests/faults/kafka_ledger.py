@@ -231,11 +231,8 @@ def rig_of(servers: str, folder: Path, barriers: str) -> Rig:
     return rig
 
 
-def play(
-    broker: Broker, folder: Path, kills: int, broker_kills: int, barriers: str, seed: int
-) -> list[str]:
+def play(broker: Broker, rig: Rig, kills: int, broker_kills: int, seed: int) -> list[str]:
     """One storm, and what it did to the ledger."""
-    rig = rig_of(broker.bootstrap, folder, barriers)
     try:
         fleet = storm(rig, broker, kills, broker_kills, seed)
     finally:
@@ -245,7 +242,7 @@ def play(
     runs, events = replayed(fleet)
     events_sent = sum(map(len, log.values()))
     say(
-        f"barriers {barriers}, seed {seed}: {events_sent} events, {len(fleet.lives)} starts, "
+        f"seed {seed}: {events_sent} events, {len(fleet.lives)} starts, "
         f"{runs} replays of {events} events, {len(found)} lines of violations"
     )
     for line in found:
@@ -274,7 +271,9 @@ def main(
     started = time.monotonic()
     failed = True
     try:
-        failed = bool(play(broker, folder, kills, broker_kills, barriers, seed))
+        failed = bool(
+            play(broker, rig_of(broker.bootstrap, folder, barriers), kills, broker_kills, seed)
+        )
     finally:
         broker.kill()
         if failed:

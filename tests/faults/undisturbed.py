@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import kafka  # type: ignore[import-untyped]  # kafka-python has no types
-
 from streammaml.backends.ports import Message, Partition, Record, Standing
 from streammaml.config import Config, spec_of
 from streammaml.initialization import draw
@@ -75,7 +73,7 @@ def found(job: Job) -> Made:
 
 def log_of(job: Job) -> dict[int, list[Any]]:
     """The events topic by partition."""
-    log: dict[int, list[Any]] = {index: [] for index in range(_description(job)[1])}
+    log: dict[int, list[Any]] = {index: [] for index in range(job.partitions("events"))}
     for record in job.read("events"):
         log[record.partition].append(record)
     return log
@@ -86,22 +84,14 @@ def violations(
 ) -> list[str]:
     """One line for each way in which Kafka does not hold what an undisturbed worker makes."""
     log = log_of(job) if log is None else log
-    expected, actual = undisturbed(config, log, _description(job)[0]), found(job)
+    return differing(config, undisturbed(config, log, job.topic_id("events")), found(job))
+
+
+def differing(config: Config, expected: Made, actual: Made) -> list[str]:
     lines: list[str] = []
     for name in OUTPUTS:
         lines += _compared(name, expected.outputs[name], actual.outputs[name])
-    lines += _compared_state(config, expected.state, actual.state)
-    return lines
-
-
-def _description(job: Job) -> tuple[str, int]:
-    """Id and partition count of the events topic."""
-    admin = kafka.KafkaAdminClient(bootstrap_servers=job.servers)
-    try:
-        (topic,) = admin.describe_topics([job.topic("events")])
-        return str(topic["topic_id"]), len(topic["partitions"])
-    finally:
-        admin.close()
+    return lines + _compared_state(config, expected.state, actual.state)
 
 
 def _content(message: Message | Any) -> tuple[Any, ...]:

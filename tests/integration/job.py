@@ -134,6 +134,20 @@ class Job:
         finally:
             consumer.close()
 
+    def topic_id(self, name: str) -> str:
+        return str(self._description(name)["topic_id"])
+
+    def partitions(self, name: str) -> int:
+        return len(self._description(name)["partitions"])
+
+    def _description(self, name: str) -> dict[str, Any]:
+        admin = kafka.KafkaAdminClient(bootstrap_servers=self.servers)
+        try:
+            found: dict[str, Any] = admin.describe_topics([self.topic(name)])[0]
+            return found
+        finally:
+            admin.close()
+
     def read(self, name: str) -> list[Any]:
         """Every record of a topic as read_committed sees it."""
         consumer = kafka.KafkaConsumer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -83,6 +84,17 @@ class WorkerProcess:
         self.send(signal.SIGTERM)
         assert self.end(GRACE_S) == 0, self.log()
 
+    def cpu_s(self) -> float:
+        """Processor time it has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mb(self) -> float:
+        """Resident memory now."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        return int(line.split()[1]) / 1024
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(TIMEOUT_S)
@@ -133,6 +145,11 @@ class Rig(Job):
     def create_topics(self) -> None:
         with TopicAdmin(self.config) as admin:
             assert {report.outcome for report in admin.ensure()} == {"created"}
+
+    def ensure_topics(self) -> list[str]:
+        """Create those that are missing; what became of each."""
+        with TopicAdmin(self.config) as admin:
+            return [report.outcome for report in admin.ensure()]
 
     def limit_predictions_to(self, size: str) -> None:
         """Let the broker refuse predictions of more bytes."""

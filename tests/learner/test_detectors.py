@@ -16,11 +16,11 @@ CLASSES, VALUES = Task.CLASSIFICATION, Task.REGRESSION
 
 
 def test_the_detectors_of_the_loss_and_of_errors_are_found_by_rivers_names() -> None:
-    assert {"ADWIN", "KSWIN", "PageHinkley", "NoDrift"} <= set(detectors.NAMES)
-    assert {"DDM", "EDDM", "FHDDM", "HDDMA", "HDDMW"} <= set(detectors.NAMES)
+    assert {"ADWIN", "KSWIN", "PageHinkley", "NoDrift"} <= set(detectors.names())
+    assert {"DDM", "EDDM", "FHDDM", "HDDMA", "HDDMW"} <= set(detectors.names())
 
 
-@pytest.mark.parametrize("name", sorted(detectors.NAMES))
+@pytest.mark.parametrize("name", sorted(detectors.names()))
 def test_every_detector_can_be_built_and_fed(name: str) -> None:
     parameters: detectors.Parameters = {"t_0": 10} if name == "DummyDriftDetector" else {}
     config = DetectorConfig(name=name, parameters=parameters)

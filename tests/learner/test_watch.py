@@ -41,7 +41,7 @@ def moved(watch: Watch, name: str) -> Watch:
     return other
 
 
-@pytest.mark.parametrize("name", sorted(detectors.NAMES))
+@pytest.mark.parametrize("name", sorted(detectors.names()))
 @pytest.mark.parametrize("before", [1, 60, REMEMBERED])
 def test_a_detector_comes_back_equal_if_it_saw_no_more_than_is_kept(name: str, before: int) -> None:
     watch = make(name)

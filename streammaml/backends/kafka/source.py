@@ -73,6 +73,7 @@ class KafkaSource:
             admin.require([self._topic])
         settings = _consumer_settings(config, instance, connect_timeout_s)
         self._consumer = connect(kafka.KafkaConsumer, config.kafka, settings)
+        _keep_joins(self._consumer._coordinator)
         self._consumer.subscribe([self._topic], listener=_Listener(self, self._consumer))
         try:
             self._learn_topic(time.monotonic() + connect_timeout_s)
@@ -251,6 +252,33 @@ class KafkaSource:
             self._on_rebalance(change)
         except BaseException as error:  # carried to the caller of poll
             self._fault = self._fault or error
+
+
+class _Joined(Future):  # type: ignore[misc]  # see the import
+    """A join that succeeded while no poll waited for it: done once someone does."""
+
+    def __init__(self, assignment: Any) -> None:
+        super().__init__()
+        self._assignment = assignment
+
+    def add_callback(self, call: Any, *args: Any, **options: Any) -> Any:
+        super().add_callback(call, *args, **options)
+        return self if self.is_done else self.success(self._assignment)
+
+
+def _keep_joins(coordinator: Any) -> None:
+    """The client joins anew where a join ended between two polls, and so does the whole group: with
+    short polls for ever (seen). Let the next poll take the result instead.
+    """
+    join = coordinator.ensure_active_group_async
+
+    async def ensure_active_group_async(timeout_ms: float | None = None) -> Any:
+        task = coordinator._join_task
+        if task is not None and task.succeeded():
+            coordinator._join_task = _Joined(task.value)
+        return await join(timeout_ms)
+
+    coordinator.ensure_active_group_async = ensure_active_group_async
 
 
 class _Listener(kafka.AsyncConsumerRebalanceListener):  # type: ignore[misc]  # see the import

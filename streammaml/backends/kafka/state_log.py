@@ -19,7 +19,7 @@ from streammaml.backends.kafka.topics import TopicAdmin
 from streammaml.backends.kafka.unreadable import explain
 from streammaml.backends.ports import Partition, Record, StateReader
 from streammaml.config import Config
-from streammaml.errors import BackendError
+from streammaml.errors import BackendError, ConfigError
 
 _ENDS_TIMEOUT_MS = 10_000
 _FETCH_BYTES = 16_777_216
@@ -39,10 +39,12 @@ class KafkaStateLog:
         self._config = config
         self._topic = config.topics.state
         self._settings = _settings(config, instance, connect_timeout_s)
+        # asks for the end behind open transactions
+        self._bare = self._settings | {"isolation_level": "read_uncommitted"}
         if config.state.enabled:
             with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
                 admin.require([self._topic])
-        self._consumer = self._connect()
+        self._consumer = self._connect(self._bare)
         try:
             self._consumer._cluster.set_topics([self._topic])
             refresh_metadata(self._consumer, connect_timeout_s)
@@ -55,18 +57,31 @@ class KafkaStateLog:
         return topic_id(self._consumer, self._topic)
 
     def reader(self, index: int, start: int) -> StateReader:
+        self._require(index)
         tp = native(Partition(self._topic, index))
         ends = ask(self._consumer.end_offsets, [tp], timeout_ms=_ENDS_TIMEOUT_MS)
         firsts = ask(self._consumer.beginning_offsets, [tp], timeout_ms=_ENDS_TIMEOUT_MS)
         start = min(max(start, firsts[tp]), ends[tp])
-        consumer = self._connect() if start < ends[tp] else None
+        consumer = self._connect(self._settings) if start < ends[tp] else None
         return KafkaStateReader(consumer, tp, start, ends[tp])
 
     def close(self) -> None:
         ask(self._consumer.close)
 
-    def _connect(self) -> Any:
-        return connect(kafka.KafkaConsumer, self._config.kafka, self._settings)
+    def _require(self, index: int) -> None:
+        """ConfigError if the events topic has grown, and this one has not."""
+        cluster = self._consumer._cluster
+        if index not in (cluster.partitions_for_topic(self._topic) or ()):
+            refresh_metadata(self._consumer, _ENDS_TIMEOUT_MS / 1000)
+        found = cluster.partitions_for_topic(self._topic) or ()
+        if index not in found:
+            raise ConfigError(
+                f"topic {self._topic!r} has {len(found)} partitions, and the events come to "
+                f"partition {index}: `streammaml topics` says how to mend that"
+            )
+
+    def _connect(self, settings: dict[str, Any]) -> Any:
+        return connect(kafka.KafkaConsumer, self._config.kafka, settings)
 
 
 class KafkaStateReader:

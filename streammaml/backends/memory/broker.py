@@ -59,9 +59,9 @@ class Producer(Protocol):
 class MemoryBroker:
     """All state of the twin. ``step`` is called before and after what is durable on a broker.
 
-    Its names: ``poll``, ``check``, ``send``, ``commit`` (before), ``committed`` (after),
-    ``abort``, ``read_state``, and ``barrier``: between barrier and offsets where these are no
-    transaction. A test raises from it to fail there.
+    Its names: ``poll``, ``check``, ``send``, ``commit`` (before), ``barrier`` (the barrier is
+    sent, the offsets are not), ``committed`` (after), ``abort`` and ``read_state``. A test raises
+    from it to fail there.
     """
 
     def __init__(
@@ -151,6 +151,11 @@ class MemoryBroker:
         with self.changed:
             log = self._logs[partition]
             return log.beginning, log.stable_end
+
+    def end(self, partition: Partition) -> int:
+        """Behind everything, open transactions included."""
+        with self.changed:
+            return self._logs[partition].end
 
     def delete_records(self, partition: Partition, before: int) -> None:
         with self.changed:

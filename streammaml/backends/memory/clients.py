@@ -203,6 +203,7 @@ class MemorySink:
             if offsets:
                 _must_be_current(self._broker, member)
             self._append(barrier)
+            self._broker.step("barrier")
             transaction, self._transaction = self._transaction or Transaction(), None
             placed, self._placed = self._placed, {}
             group = member.group if isinstance(member, MemoryMember) else ""

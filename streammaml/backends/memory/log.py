@@ -57,16 +57,17 @@ class Log:
     def read(self, start: int, limit: int) -> tuple[list[MemoryRecord], int]:
         """Return at most ``limit`` visible records from ``start``, and the next offset."""
         found: list[MemoryRecord] = []
-        for i in range(start - self.beginning, len(self.entries)):
+        end = self.stable_end
+        for i in range(start - self.beginning, end - self.beginning):
             record, transaction = self.entries[i]
             fate = Fate.COMMITTED if transaction is None else transaction.fate
-            if fate is Fate.OPEN or len(found) == limit:
+            if len(found) == limit:
                 return found, self.beginning + i
             if self.damaged and self.unreadable(self.beginning + i):
                 return found, self.beginning + i
             if record is not None and fate is Fate.COMMITTED:
                 found.append(record)
-        return found, self.end
+        return found, max(start, end)
 
     def unreadable(self, offset: int) -> range | None:
         """The damaged stretch that has this offset."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from streammaml.backends.memory.broker import MemoryBroker
+from streammaml.backends.memory.log import MemoryRecord
 from streammaml.backends.ports import Partition, Record, StateReader
 from streammaml.config import Config
 from streammaml.errors import UnreadableError
@@ -33,7 +35,8 @@ class MemoryStateReader:
         self._broker = broker
         self._partition = partition
         self._room = room
-        beginning, self._end = broker.span(partition)
+        beginning = broker.span(partition)[0]
+        self._end = broker.end(partition)
         self._next = min(max(start, beginning), self._end)
 
     @property
@@ -46,7 +49,14 @@ class MemoryStateReader:
 
     def read(self, timeout_s: float) -> Sequence[Record]:
         self._broker.step("read_state")
-        records, after = self._broker.fetch(self._partition, self._next, self._room)
+        deadline = time.monotonic() + timeout_s
+        with self._broker.changed:
+            while (found := self._fetch())[1] == self._next < self._end:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not self._is_behind_open():
+                    break
+                self._broker.changed.wait(left_s)
+        records, after = found
         if not records and after < self._end and self._broker.unreadable(self._partition, after):
             topic, index = self._partition.topic, self._partition.index
             raise UnreadableError(f"damaged at {after}", topic, index, after)
@@ -56,3 +66,10 @@ class MemoryStateReader:
         return records
 
     def close(self) -> None: ...
+
+    def _fetch(self) -> tuple[list[MemoryRecord], int]:
+        return self._broker.fetch(self._partition, self._next, self._room)
+
+    def _is_behind_open(self) -> bool:
+        """Whether the next record cannot be read before a transaction has ended."""
+        return self._broker.span(self._partition)[1] <= self._next

@@ -16,7 +16,7 @@ from streammaml.events import Float32s, Floats, Packed
 from streammaml.learner.kernels import adapt as inner_loop
 from streammaml.learner.kernels import baseline, detector, network, scaler
 from streammaml.learner.kernels.bundle import Bundle, Parts, parts_of
-from streammaml.learner.kernels.compiler import entry, inline, jit
+from streammaml.learner.kernels.compiler import SETTINGS, entry, inline, jit
 from streammaml.learner.kernels.vectors import copy, norm
 from streammaml.learner.state import Ints
 
@@ -298,6 +298,18 @@ def learn(p: Parts, row: int, x: Float32s, y: float, level: int, i: int) -> None
         scaler.learn_y(stream, y, stream.counts[0])
 
 
+def _rolled(rolling: int, offset: int) -> int:
+    return rolling * MULTIPLIER + offset + 1
+
+
+def _rolled_in_python(rolling: int, offset: int) -> int:
+    """The same where an int64 does not wrap silently."""
+    return (int(rolling) * MULTIPLIER + int(offset) + 1 + 2**63) % 2**64 - 2**63
+
+
+rolled = _rolled_in_python if SETTINGS["DISABLE_JIT"] else inline(_rolled)
+
+
 @inline
 def finish(p: Parts, row: int, offset: int) -> None:
     """Count the event and enter it into the context's ledger."""
@@ -309,9 +321,7 @@ def finish(p: Parts, row: int, offset: int) -> None:
     contexts.seen[row] = stream.clock[0]
     contexts.ledger[row, APPLIED] += 1
     contexts.ledger[row, OFFSET] = offset
-    rolling = contexts.ledger[row, HASH:]  # an array wraps silently, without the compiler too
-    rolling *= MULTIPLIER
-    rolling += offset + 1
+    contexts.ledger[row, HASH] = rolled(contexts.ledger[row, HASH], offset)
 
 
 @jit

@@ -147,7 +147,6 @@ def test_a_commit_goes_through_while_a_rebalance_waits_for_another(world: World)
             for _ in range(40):  # the second member does not join, so the others wait for it
                 three.poll()
                 one.poll()
-                world.produce(numbered(topic, 10))
                 offsets = {p: records[-1].offset + 1 for p, records in one.records.items()}
                 one.sink.commit(offsets, one.source.member())
 

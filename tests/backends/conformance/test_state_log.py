@@ -1,4 +1,4 @@
-"""What the state log promises: one partition, up to the end that read_committed sees."""
+"""What the state log promises: one partition, committed, up to the end it had at first."""
 
 from __future__ import annotations
 
@@ -35,6 +35,33 @@ def read(reader: StateReader) -> list[Record]:
     wait_until(is_done, 30.0, "the end of the state")
     assert reader.read(0.0) == []
     reader.close()
+    return found
+
+
+def reader_beyond(log: StateLog, end: int) -> StateReader:
+    """A reader, once the broker holds more than ``end`` records: the producer takes its time."""
+    found: list[StateReader] = []
+
+    def is_there() -> bool:
+        found.append(log.reader(0, 0))
+        return found[-1].end > end
+
+    wait_until(is_there, 30.0, "an open transaction at the broker")
+    for reader in found[:-1]:
+        reader.close()
+    return found[-1]
+
+
+def read_for_a_while(reader: StateReader) -> list[Record]:
+    """Until it has waited in vain."""
+    found: list[Record] = []
+
+    def is_stuck() -> bool:
+        more = reader.read(0.2)
+        found.extend(more)
+        return not more and bool(found)
+
+    wait_until(is_stuck, 30.0, "nothing to come")
     return found
 
 
@@ -82,18 +109,35 @@ def test_what_is_written_later_is_not_read(world: World, log: StateLog) -> None:
     assert log.reader(0, 0).end == 6
 
 
-def test_the_end_is_before_an_open_transaction(world: World, log: StateLog) -> None:
+def test_an_open_transaction_is_waited_for(world: World, log: StateLog) -> None:
     world.produce(state(world, range(3)))
     with Reader(world, "a") as other:
         drive(other, until=lambda: len(other.assigned) == 2, what="an assignment")
         sink = other.sink
         sink.send(state(world, range(3, 500), size=1000))  # more than the producer keeps back
-        reader = log.reader(0, 0)
-        open_end = reader.end
+        reader = reader_beyond(log, 3)
+        before = read_for_a_while(reader)
+        waiting = reader.position < reader.end
         sink.commit({}, other.source.member())
+        found = before + read(reader)
 
-    assert open_end == 3
-    assert offsets(read(reader)) == [0, 1, 2]
+    assert waiting
+    assert offsets(before) == [0, 1, 2]
+    assert offsets(found) == list(range(reader.end))
+
+
+def test_an_aborted_transaction_is_waited_for_and_passed_over(world: World, log: StateLog) -> None:
+    world.produce(state(world, range(3)))
+    with Reader(world, "a") as other:
+        drive(other, until=lambda: len(other.assigned) == 2, what="an assignment")
+        other.sink.send(state(world, range(3, 500), size=1000))
+        reader = reader_beyond(log, 3)
+        before = read_for_a_while(reader)
+        waiting = reader.position < reader.end
+        other.sink.abort()
+
+    assert waiting
+    assert offsets(before + read(reader)) == [0, 1, 2]
 
 
 def test_what_was_aborted_is_passed_over(world: World, log: StateLog) -> None:
