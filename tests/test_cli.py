@@ -110,10 +110,10 @@ def test_a_light_command_imports_no_heavy_library(
     [
         ("streammaml.serving", {"numba", "river", "kafka"}),
         ("streammaml.doctor", {"numba", "river", "kafka"}),
-        ("streammaml.stored", {"numba", "river", "kafka"}),
+        ("streammaml.inspection.stored", {"numba", "river", "kafka"}),
         ("streammaml.jobs", {"kafka"}),
-        ("streammaml.pages", set[str]()),
-        ("streammaml.remote", set[str]()),
+        ("streammaml.inspection.pages", set[str]()),
+        ("streammaml.inspection.remote", set[str]()),
         ("streammaml.config_file", set[str]()),
     ],
 )

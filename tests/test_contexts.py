@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streammaml import stored
 from streammaml.backends.memory import MemoryBroker, MemoryStateLog
 from streammaml.backends.ports import Message, Record, StateReader
 from streammaml.config import Config, spec_of
-from streammaml.contexts import find_context
 from streammaml.errors import DamagedError, IncompatibleError, UnavailableError
 from streammaml.events import Batch
 from streammaml.initialization import draw
+from streammaml.inspection import stored
+from streammaml.inspection.remote import Reply, context_path, get, listing_path
+from streammaml.inspection.running import find_context
+from streammaml.inspection.stored import find_stored, list_stored
 from streammaml.learner import Learner
 from streammaml.observers import watched
 from streammaml.query import Query, Sort
-from streammaml.remote import Reply, context_path, get, listing_path
-from streammaml.stored import find_stored, list_stored
 from streammaml.worker import Worker
 from tests import wire
 

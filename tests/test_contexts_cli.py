@@ -12,7 +12,7 @@ import pytest
 from streammaml.backends.kafka import KafkaFeed
 from streammaml.backends.ports import Message
 from streammaml.config import Config, from_environment
-from streammaml.pages import printable
+from streammaml.inspection.pages import printable
 from tests import wire
 from tests.command_line import Call
 from tests.kafka_broker import free_port

@@ -12,8 +12,8 @@ import numpy as np
 from streammaml.backends.kafka import KafkaStateLog, TopicAdmin
 from streammaml.backends.ports import StateLog
 from streammaml.config import Config
-from streammaml.contexts import the_largest
 from streammaml.errors import DamagedError, IncompatibleError, UnavailableError
+from streammaml.inspection.running import the_largest
 from streammaml.jobs import Tell, progress
 from streammaml.learner import describe_records, fingerprint_of
 from streammaml.learner.listing import GLANCE, Glances, column_of, describe_glances, sort_key, top
