@@ -156,7 +156,7 @@ def on_kafka(kafka_servers: str) -> Callable[..., dict[str, Finding]]:
 
             def is_there() -> bool:
                 found = client.describe_configs([resource])["topic"][name]
-                return all(found[key]["value"] == value for key, value in changed.items())
+                return all(found.get(key, {}).get("value") == v for key, v in changed.items())
 
             wait_until(is_there, 30, "the broker knows its new settings")
             client.close()

@@ -25,8 +25,7 @@ LAYERS = [
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox"}
     | {"meta_trainer", "evaluation", "feed", "compat"},
     # What the commands do, each imported when it is called.
-    {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"}
-    | {"contexts", "stored", "pages", "remote"},
+    {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"} | {"inspection"},
     {"flags", "process"},
     {"cli", "__main__"},
     {"__init__"},  # the package's front door may name anything
@@ -44,6 +43,11 @@ ALLOWED = {
     ("events.py", "datetime"),  # the type of a field; no clock is read
     ("learner/kernels/compiler.py", "pathlib"),  # its own sources, for the compile cache
 }
+
+
+LATE = {"detectors.py"}
+"""River takes half of a worker's start, and most need none of it. The commands of ``cli`` import
+what they need, too."""
 
 
 def sources(room: str = "") -> list[Path]:
@@ -181,7 +185,7 @@ def test_what_the_worker_and_its_helpers_reach_imports_no_torch(room: str) -> No
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in sources() if room_of(p) != "cli"],  # its commands import what they need
+    [p for p in sources() if room_of(p) != "cli" and p.name not in LATE],
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_imports_stand_at_the_top_of_a_file(path: Path) -> None:

@@ -97,7 +97,7 @@ def test_27_13_workers_that_join_and_leave_at_random_times_do_not_show(
     fleet = Fleet(rig, ["a", "b", "c"])
     producer = Producer(rig, 400, drifting(seed))
     try:
-        for _ in range(8):
+        for _ in range(5):
             name = rng.choice(fleet.instances)
             fleet.current(name).says("web_ready")  # it listens to signals
             time.sleep(rng.uniform(0, 2.5))  # the moment is random, not a condition
@@ -208,11 +208,11 @@ def test_11_killed_leaders_of_three_brokers_lose_nothing(tmp_path: Path, make_ri
         producer = Producer(rig, 200, drifting(11))
         worker = rig.run()
         try:
-            for turn in range(3):
+            for turn in range(4 if LONG else 2):
                 worker.until(is_in_sync(rig), "all replicas are in sync", 90.0)
                 before = rig.committed()
                 topic = rig.topic("events" if turn % 2 == 0 else "state")
-                leader = leader_of(rig, topic, turn)
+                leader = leader_of(rig, topic, turn % 3)
                 broker = next(b for b in cluster.brokers if b.node == leader)
                 broker.kill()
                 worker.until(lambda b=before: rig.committed() > b + 100, "it goes on", 60.0)  # type: ignore[misc]
@@ -324,11 +324,10 @@ def stopped_after(rig: Rig, events: int) -> None:
     worker.stop()
 
 
-def refused(rig: Rig, *cures: str) -> None:
+def refused(rig: Rig, cure: str) -> None:
     worker = rig.run()
-    assert worker.end(60) == 1, worker.log()
-    for cure in cures:
-        assert re.search(cure, worker.log()), worker.log()
+    assert worker.end(60) in (1, 78), worker.log()
+    assert re.search(cure, worker.log()), worker.log()
 
 
 def test_22_a_topic_made_anew_stops_the_worker_until_that_is_accepted(
@@ -342,7 +341,7 @@ def test_22_a_topic_made_anew_stops_the_worker_until_that_is_accepted(
     admin.delete_topics([rig.topic("events")])
     wait_until(lambda: rig.topic("events") not in admin.list_topics(), 30, "it is gone")
     admin.close()
-    rig.ensure_topics()
+    wait_until(lambda: set(rig.ensure_topics()) <= {"created", "exists"}, 30, "it is made again")
     rig.sent = 0
     rig.events(100)
 
@@ -379,12 +378,9 @@ def test_22_deleted_records_stop_the_worker_until_that_is_accepted(
 
 
 def test_23_expired_offsets_are_the_barriers(kafka_servers: str, make_rig: MakeRig) -> None:
-    rig = create(make_rig(kafka_servers, 2))
+    rig = create(make_rig(kafka_servers, 2, **SHORT))
     stopped_after(rig, 300)
-    admin = admin_of(rig)
-    parts = [kafka.TopicPartition(rig.topic("events"), p) for p in range(2)]
-    wait_until(lambda: deleted_offsets(admin, rig.name, parts), 30, "the group has no member")
-    admin.close()
+    forget_offsets(rig, 2)
     assert rig.committed() == 0
 
     stopped_after(rig, 200)
@@ -393,25 +389,39 @@ def test_23_expired_offsets_are_the_barriers(kafka_servers: str, make_rig: MakeR
     exact(rig)
 
 
-def deleted_offsets(admin: Any, group: str, parts: list[Any]) -> bool:
+def forget_offsets(rig: Rig, partitions: int) -> None:
+    """Delete the group's offsets, which the broker does once its session is over."""
+    admin = admin_of(rig)
+    parts = [kafka.TopicPartition(rig.topic("events"), p) for p in range(partitions)]
+
+    def deleted() -> bool:
+        answers = admin.delete_group_offsets(rig.name, parts)
+        return all(answer is kafka.errors.NoError for answer in answers.values())
+
     try:
-        admin.delete_group_offsets(group, parts)
-    except kafka.errors.KafkaError:
-        return False
-    return True
+        wait_until(deleted, 30, "the group has no member")
+    finally:
+        admin.close()
 
 
 def test_31_more_partitions_stop_the_worker_until_that_is_accepted(
     kafka_servers: str, make_rig: MakeRig
 ) -> None:
-    rig = create(make_rig(kafka_servers, 2))
+    rig = create(make_rig(kafka_servers, 2, **SHORT))
     stopped_after(rig, 300)
+    # A static member that is back within its session gets what it had: no partition is new to it.
+    forget_offsets(rig, 2)
     admin = admin_of(rig)
     admin.create_partitions({rig.topic("events"): 3})
+    assert "kafka-topics.sh --alter" in " ".join(rig.ensure_topics())
+    refused(rig, r"has 2 partitions, and the events come to partition 2: `streammaml topics`")
+    admin.create_partitions({rig.topic("state"): 3})
     admin.close()
 
     refused(rig, r"has 3 partitions, 2 when.*--set kafka.on_partition_change=accept")
     rig.events(100)
     worker = rig.run(kafka__on_partition_change="accept")
-    worker.until(lambda: len(rig.read("predictions")) == 400, "it goes on")
+    worker.until(lambda: rig.committed() == 400, "it goes on")
     worker.stop()
+    assert len(rig.predictions()) == 400
+    assert {p["partition"] for p in rig.predictions()} == {0, 1, 2}

@@ -19,7 +19,7 @@ from streammaml.backends.kafka.topics import TopicAdmin
 from streammaml.backends.kafka.unreadable import explain
 from streammaml.backends.ports import Partition, Record, StateReader
 from streammaml.config import Config
-from streammaml.errors import BackendError
+from streammaml.errors import BackendError, ConfigError
 
 _ENDS_TIMEOUT_MS = 10_000
 _FETCH_BYTES = 16_777_216
@@ -57,6 +57,7 @@ class KafkaStateLog:
         return topic_id(self._consumer, self._topic)
 
     def reader(self, index: int, start: int) -> StateReader:
+        self._require(index)
         tp = native(Partition(self._topic, index))
         ends = ask(self._consumer.end_offsets, [tp], timeout_ms=_ENDS_TIMEOUT_MS)
         firsts = ask(self._consumer.beginning_offsets, [tp], timeout_ms=_ENDS_TIMEOUT_MS)
@@ -66,6 +67,18 @@ class KafkaStateLog:
 
     def close(self) -> None:
         ask(self._consumer.close)
+
+    def _require(self, index: int) -> None:
+        """ConfigError if the events topic has grown, and this one has not."""
+        cluster = self._consumer._cluster
+        if index not in (cluster.partitions_for_topic(self._topic) or ()):
+            refresh_metadata(self._consumer, _ENDS_TIMEOUT_MS / 1000)
+        found = cluster.partitions_for_topic(self._topic) or ()
+        if index not in found:
+            raise ConfigError(
+                f"topic {self._topic!r} has {len(found)} partitions, and the events come to "
+                f"partition {index}: `streammaml topics` says how to mend that"
+            )
 
     def _connect(self, settings: dict[str, Any]) -> Any:
         return connect(kafka.KafkaConsumer, self._config.kafka, settings)

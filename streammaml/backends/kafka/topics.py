@@ -193,6 +193,11 @@ def _wanted(config: Config, events: int) -> dict[str, dict[str, Any]]:
 def _judge(name: str, spec: Mapping[str, Any], partitions: int, settings: dict[str, str]) -> str:
     """What is wrong with a topic that is there, and the cure; or "exists"."""
     policy = spec["configs"]["cleanup.policy"]
+    if policy == "compact" and partitions < spec["num_partitions"]:
+        return (
+            f"has {partitions} partitions, needs {spec['num_partitions']}: "
+            f"kafka-topics.sh --alter --topic {name} --partitions {spec['num_partitions']}"
+        )
     if policy == "compact" and partitions != spec["num_partitions"]:
         return (
             f"has {partitions} partitions, needs {spec['num_partitions']}: stop the workers, "
