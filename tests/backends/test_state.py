@@ -182,6 +182,19 @@ def test_a_file_with_a_trigger_is_moved_aside(path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("word", [b"CREATE TABLE records", b"value BLOB", b"tablerecords"])
+def test_damaged_text_that_sqlite_would_quote_is_damage(path: Path, word: bytes) -> None:
+    Store.open(path, TOPIC_ID).close()
+    data = path.read_bytes()
+    assert word in data
+    path.write_bytes(data.replace(word, word[:5] + b"\xd4" + word[6:]))
+
+    store = Store.open(path, TOPIC_ID)
+
+    assert store.healed
+    store.close()
+
+
 def test_only_the_latest_damaged_files_are_kept(path: Path) -> None:
     for turn in range(7):
         path.parent.mkdir(exist_ok=True)

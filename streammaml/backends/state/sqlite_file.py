@@ -47,6 +47,10 @@ _CURES = {
 _CURE = "check the disk, its permissions and its quota, or set state.directory to another one"
 
 
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises; the second where its message would quote text that is damaged."""
+
+
 class OtherTopicError(Exception):
     """The file mirrors another topic: not damaged, but of no use."""
 
@@ -119,7 +123,7 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.text_factory = bytes  # damage can turn a blob into a text
     try:
         _configure(connection)
-    except (sqlite3.Error, StoreError):
+    except BaseException:
         connection.close()
         raise
     return connection

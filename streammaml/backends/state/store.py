@@ -27,6 +27,7 @@ from typing import NoReturn, Self, TypeVar
 from streammaml.backends.state.scratch import Scratch
 from streammaml.backends.state.sqlite_file import (
     OWN,
+    SQLITE_ERRORS,
     Meta,
     OtherTopicError,
     check_header,
@@ -113,14 +114,14 @@ class Store:
         written = check_header(path) if found else 0
         try:
             self._connection = connect(path)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise explained(path, error) from error
         try:
             if not found:
                 create(self._connection, Meta(topic_id))
             self._meta = self._checked_meta(topic_id, written)
             self._scratch = Scratch(sibling(path, "-scratch"))
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             self._connection.close()
             raise explained(path, error) from error
         except BaseException:
@@ -255,7 +256,7 @@ class Store:
             self._verification.stop()
         with suppress(OSError):
             self._scratch.close()
-        with suppress(sqlite3.Error, OSError):
+        with suppress(*SQLITE_ERRORS, OSError):
             if self._problem is None:
                 self._checkpoint()
         with suppress(sqlite3.Error):
@@ -269,7 +270,7 @@ class Store:
             yield
         except sqlite3.ProgrammingError:
             raise
-        except (sqlite3.Error, OSError) as error:
+        except (*SQLITE_ERRORS, OSError) as error:
             problem = explained(self._path, error)
             if isinstance(problem, DamagedError):
                 self._damaged(str(problem))

@@ -8,7 +8,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
-from streammaml.backends.state.sqlite_file import Meta, checksum_of, connect, explained, is_sound
+from streammaml.backends.state.sqlite_file import (
+    SQLITE_ERRORS,
+    Meta,
+    checksum_of,
+    connect,
+    explained,
+    is_sound,
+)
 from streammaml.errors import BackendError, DamagedError
 
 _CHUNK = 256
@@ -54,7 +61,7 @@ class Verification:
                     self._verify(self._connection)
             finally:
                 _RUNNING.release()
-        except (sqlite3.Error, OSError, BackendError) as error:
+        except (*SQLITE_ERRORS, OSError, BackendError) as error:
             problem = error if isinstance(error, BackendError) else explained(self._path, error)
             if isinstance(problem, DamagedError) or not self._stopped.is_set():
                 self._report(problem)
