@@ -212,7 +212,7 @@ def main() -> int:
                 print("\n".join(verdict.schedule))
             if len(failed) <= max(arguments.show, 20):
                 for violation in verdict.violations[:10]:
-                    print(f"seed {verdict.seed}: {violation}")
+                    print(f"seed {verdict.seed}: {violation}", flush=True)
             if arguments.any:
                 break
     seconds = time.monotonic() - started
