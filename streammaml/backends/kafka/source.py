@@ -119,6 +119,10 @@ class KafkaSource:
         """As of at most a minute ago."""
         return len(self._consumer._cluster.partitions_for_topic(self._topic) or ())
 
+    def rejoin(self) -> None:
+        """The broker starts a rebalance if this member leads the group, and ignores it if not."""
+        self._consumer._coordinator.request_rejoin()
+
     def next_readable(self, partition: Partition, offset: int) -> int:
         """Looked for by a client of its own, in seconds; also after ``poll`` has raised."""
         return next_readable(self._config, partition, offset)
