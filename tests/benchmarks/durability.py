@@ -178,7 +178,7 @@ def pause(servers: str, folder: Path, rounds: int) -> Rows:
         work_off(anew(rig, f"all-{i}", state=unbounded), 2 * MANY).costs for i in range(rounds)
     ]
     limited = work_off(anew(rig, "limited", state={"barrier_interval_s": 1e9}), 2 * MANY).costs
-    rows = {
+    return {
         "pause_linear": row(
             statistics.median(costs.longest_s for costs in found),
             "s",
@@ -187,12 +187,14 @@ def pause(servers: str, folder: Path, rounds: int) -> Rows:
         ),
         "pause_linear_limits": row(limited.longest_s, "s", barriers=limited.barriers),
     }
+
+
+def pause_large(servers: str, folder: Path, rounds: int) -> Rows:
     large = make_rig(servers, folder, WIDTH, topics={"partitions": 1})
     large.produce(messages_of(hyper(MANY, 2, 1), WIDTH))
     costs = work_off(anew(large, "one"), 2 * MANY).costs
     mb = round(costs.bytes / 1e6)
-    rows["pause_demo_limits"] = row(costs.longest_s, "s", barriers=costs.barriers, mb=mb)
-    return rows
+    return {"pause_demo_limits": row(costs.longest_s, "s", barriers=costs.barriers, mb=mb)}
 
 
 def throughput(servers: str, folder: Path, rounds: int) -> Rows:
