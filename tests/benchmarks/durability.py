@@ -4,6 +4,7 @@ written      bytes that go to ``state`` for each event, with a barrier every 30 
              commit, as at 2,000 events/s in 6 partitions: barriers and commits are counted in
              events here, so that the run need not take as long
 pause        the longest pause of a barrier with 100,000 changed contexts
+pause_large  likewise with the demo's network, 24 KB each, where 64 MB are the limit
 throughput   the worker with state against the same one without, in turn: CPU and wall time
 memory       a worker that keeps 50,000 contexts while 2,000,000 pass, and 1,000 come back
 """
