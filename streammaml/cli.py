@@ -295,7 +295,7 @@ def health(
     timeout_s: Annotated[float, typer.Option(min=0.1)] = 3.0,
 ) -> None:
     """Ask a running worker whether it is well; for container probes. Exit 0 or 1."""
-    from streammaml.remote import NoWorkerError, get
+    from streammaml.inspection.remote import NoWorkerError, get
 
     try:
         reply = get(url or _address(_load(config, sets, {})), "/healthz", timeout_s)
@@ -325,17 +325,17 @@ def contexts(
     if len(pattern) > LONGEST_PATTERN:
         raise typer.BadParameter(f"--filter has more than {LONGEST_PATTERN} characters")
     effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
-    from streammaml.pages import listing_page, show
+    from streammaml.inspection.pages import listing_page, show
 
     query = Query(sort, limit, pattern)
     if from_topic:
         _need_features(effective)
-        from streammaml.stored import list_topic
+        from streammaml.inspection.stored import list_topic
 
         configure_logging(level="warning")
         found = list_topic(effective, query)
     else:
-        from streammaml.remote import listing_path
+        from streammaml.inspection.remote import listing_path
 
         found = _ask(url or _address(effective), listing_path(query), timeout_s)
     if as_json:
@@ -357,12 +357,12 @@ def inspect(
 ) -> None:
     """Show all that is known of one context: counters, scalers, detector, weights, examples."""
     effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
-    from streammaml.pages import context_page, printable, show
+    from streammaml.inspection.pages import context_page, printable, show
 
     found: dict[str, Any] | None
     if from_topic:
         _need_features(effective)
-        from streammaml.stored import find_in_topic
+        from streammaml.inspection.stored import find_in_topic
 
         configure_logging(level="warning")
         found = find_in_topic(effective, context)
@@ -373,7 +373,7 @@ def inspect(
                 "barrier is only in its worker (without --from-topic)"
             )
     else:
-        from streammaml.remote import context_path
+        from streammaml.inspection.remote import context_path
 
         found = _ask(url or _address(effective), context_path(context), timeout_s)
     if as_json:
@@ -458,7 +458,7 @@ def _failed(message: str) -> typer.Exit:
 
 def _ask(url: str, path: str, timeout_s: float) -> dict[str, Any]:
     """What a running worker says; if it says no, or nothing, its reason and the other ways."""
-    from streammaml.remote import NoWorkerError, get
+    from streammaml.inspection.remote import NoWorkerError, get
 
     try:
         reply = get(url, path, timeout_s)

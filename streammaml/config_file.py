@@ -17,6 +17,12 @@ HEADER = """\
 # `streammaml config show` prints everything, `streammaml config schema` describes it.
 """
 
+DIRECTORY = """\
+# A folder for quick restarts: what is not there is read again from the topic.
+# directory = "/var/lib/streammaml"
+"""
+"""In a comment: the default is a matter of who runs the worker."""
+
 EXAMPLE: tuple[Feature, ...] = (
     Feature.model_validate({"name": "temp"}),
     Feature.model_validate({"name": "promo", "type": "boolean"}),
@@ -34,10 +40,12 @@ def starter(
     defaults = Config()
     table = {
         "kafka": _plain(defaults.kafka.model_dump(include={"bootstrap_servers", "group"})),
+        "state": _plain(defaults.state.model_dump(include={"barrier_interval_s"})),
         "label": _plain(target.model_dump(exclude_defaults=True, mode="json")),
         "features": [_plain(f.model_dump(exclude_defaults=True, mode="json")) for f in columns],
     }
-    return HEADER + "\n" + tomli_w.dumps(table)
+    text = tomli_w.dumps(table).replace("[state]\n", "[state]\n" + DIRECTORY, 1)
+    return HEADER + "\n" + text
 
 
 def to_toml(config: Config) -> str:

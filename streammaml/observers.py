@@ -15,7 +15,7 @@ from streammaml.backends.metrics import Metrics
 from streammaml.backends.ports import Partition, Rebalance
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config
-from streammaml.contexts import find_context, list_contexts
+from streammaml.inspection.running import find_context, list_contexts
 from streammaml.partition import Played
 from streammaml.query import Query
 from streammaml.worker import Kept, TransactionResult, Worker

@@ -158,7 +158,7 @@ class Tenure:
         assert self._player is not None
         self._next = next_offset
         self._forced = True
-        if offset < self._plan.live_from:  # told before
+        if next_offset <= self._plan.live_from:  # told before
             return []
         return [self._player.unreadable(offset, next_offset)]
 

@@ -76,6 +76,8 @@ except SystemExit as ended:
         (["--help"], 0),
         (["run", "--help"], 0),
         (["health"], 1),
+        (["contexts"], 1),
+        (["inspect", "shop-1"], 1),
         (["config", "show"], 0),
         (["config", "schema"], 0),
         (["run"], 78),
@@ -108,7 +110,10 @@ def test_a_light_command_imports_no_heavy_library(
     [
         ("streammaml.serving", {"numba", "river", "kafka"}),
         ("streammaml.doctor", {"numba", "river", "kafka"}),
+        ("streammaml.inspection.stored", {"numba", "river", "kafka"}),
         ("streammaml.jobs", {"kafka"}),
+        ("streammaml.inspection.pages", set[str]()),
+        ("streammaml.inspection.remote", set[str]()),
         ("streammaml.config_file", set[str]()),
     ],
 )
@@ -350,6 +355,8 @@ def test_a_configuration_without_a_sample_is_an_example_that_loads(call: Call) -
 
     assert Path("streammaml.toml").read_text() == printed
     assert len(Config.build(tomllib.loads(printed)).features) == 3
+    assert "state" in tomllib.loads(printed)
+    assert '\n# directory = "' in printed
     assert call("config", "show").code == 0
 
 

@@ -6,7 +6,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,24 +14,25 @@ import numpy as np
 import pytest
 
 from streammaml.backends.memory import MemoryBroker, MemoryStateLog
-from streammaml.backends.ports import Message
+from streammaml.backends.ports import Message, Record, StateReader
 from streammaml.config import Config, spec_of
-from streammaml.contexts import find_context
-from streammaml.errors import DamagedError, IncompatibleError
+from streammaml.errors import DamagedError, IncompatibleError, UnavailableError
 from streammaml.events import Batch
 from streammaml.initialization import draw
+from streammaml.inspection import stored
+from streammaml.inspection.remote import Reply, context_path, get, listing_path
+from streammaml.inspection.running import find_context
+from streammaml.inspection.stored import find_stored, list_stored
 from streammaml.learner import Learner
 from streammaml.observers import watched
 from streammaml.query import Query, Sort
-from streammaml.remote import Reply, context_path, get, listing_path
-from streammaml.stored import find_stored, list_stored
 from streammaml.worker import Worker
 from tests import wire
 
 EVENTS = 600
 CONTEXTS = 12
 TIMEOUT_S = 20.0
-NAMES = ["a/b", "ü?&#", "%2F", "line\nbreak", "\udc80", " ", "store-17"]
+NAMES = ["a/b", "ü?&#", "%2F", "line\nbreak", "\u202e", " ", "store-17"]
 
 
 def settings(**sections: dict[str, Any]) -> Config:
@@ -309,17 +310,17 @@ def test_the_topic_tells_after_a_clean_stop_what_the_worker_told_before(
         listed = scene.listing(Query(Sort.NAME, 1000))
 
     after = {name: found for name in names if (found := scene.stored(name)) is not None}
-    stored = scene.stored_list(Query(Sort.NAME, 1000))
+    kept = scene.stored_list(Query(Sort.NAME, 1000))
 
     assert len(before) > 5
     assert without_place(after) == without_place(before)
-    assert stored["in_topic"] == len(before)
-    assert stored["offsets"] == listed["offsets"]
+    assert kept["in_topic"] == len(before)
+    assert kept["offsets"] == listed["offsets"]
     if kind == "spilled":  # a listing of the worker is of what is in memory
-        lines = {line["context"]: line for line in stored["contexts"]}
+        lines = {line["context"]: line for line in kept["contexts"]}
         assert [lines[line["context"]] for line in listed["contexts"]] == listed["contexts"]
     else:
-        assert stored["contexts"] == listed["contexts"]
+        assert kept["contexts"] == listed["contexts"]
 
 
 def without_place(found: dict[str, Any]) -> dict[str, Any]:
@@ -337,9 +338,9 @@ def test_a_listing_of_the_topic_is_sorted_and_cut_as_that_of_a_worker(sort: Sort
     with scene.running():
         listed = scene.listing(Query(sort, 5, "shop-*"))
 
-    stored = scene.stored_list(Query(sort, 5, "shop-*"))
+    kept = scene.stored_list(Query(sort, 5, "shop-*"))
 
-    assert (stored["contexts"], stored["matched"]) == (listed["contexts"], CONTEXTS)
+    assert (kept["contexts"], kept["matched"]) == (listed["contexts"], CONTEXTS)
 
 
 def test_the_topic_tells_what_the_last_barrier_held_and_its_offset() -> None:
@@ -390,6 +391,27 @@ def test_a_damaged_record_of_the_topic_is_found() -> None:
         scene.stored_list(Query())
 
 
+class SilentLog(MemoryStateLog):
+    """The log of a broker that stops to answer; also its own reader."""
+
+    position, end = 0, 10
+
+    def reader(self, index: int, start: int) -> StateReader:
+        return self
+
+    def read(self, timeout_s: float) -> Sequence[Record]:
+        return []
+
+
+def test_a_broker_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(settings(), [])
+    scene.worker.close()
+    monkeypatch.setattr(stored, "QUIET_LIMIT_S", 0.05)
+
+    with pytest.raises(UnavailableError, match="nothing of partition 0"):
+        find_stored(scene.config, SilentLog(scene.broker, scene.config), 2, "x", lambda *_: None)
+
+
 # Size
 
 
@@ -414,9 +436,9 @@ def test_a_hundred_thousand_contexts_keep_the_loop_for_a_moment_only() -> None:
         return time.monotonic() - begun
 
     begun = time.monotonic()
-    lines = learner.glance(names[-1000:])
+    found = learner.glances(names[-1000:])
     glance_s = time.monotonic() - begun
 
-    assert len(lines) == 1000
+    assert len(learner.lines(found)) == 1000
     assert glance_s < TURN_S
     assert max(min(took(sort) for _ in range(3)) for sort in Sort) < TURN_S

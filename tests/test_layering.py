@@ -25,8 +25,7 @@ LAYERS = [
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox"}
     | {"meta_trainer", "evaluation", "feed", "compat"},
     # What the commands do, each imported when it is called.
-    {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"}
-    | {"contexts", "stored", "pages", "remote"},
+    {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"} | {"inspection"},
     {"flags", "process"},
     {"cli", "__main__"},
     {"__init__"},  # the package's front door may name anything

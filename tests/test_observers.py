@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from streammaml.backends.instruments import STATES
 from streammaml.backends.memory import MemoryBroker
 from streammaml.backends.ports import Message
 from streammaml.backends.web import WebServer
@@ -25,20 +26,36 @@ def settings() -> Config:
 
 
 class Scene:
-    """A worker that is watched, with some events and some bad records before it."""
+    """A watched worker and a broker; a new one has some events and some bad records.
 
-    def __init__(self) -> None:
-        config = settings()
-        broker = MemoryBroker.of(config)
-        broker.append(wire.stream(EVENTS))
-        broker.append([Message("events", b"k", b"{")] * BAD)
-        self.watch, self.server = watched(config)
-        connect = wire.Connector(broker, config)
-        self.worker = Worker(config, wire.initialization(config), connect, [self.watch])
+    Given a broker, the worker is the next life of one that was there before.
+    """
+
+    def __init__(self, config: Config | None = None, broker: MemoryBroker | None = None) -> None:
+        self.config = config or settings()
+        if broker is None:
+            broker = MemoryBroker.of(self.config)
+            broker.append(wire.stream(EVENTS))
+            broker.append([Message("events", b"k", b"{")] * BAD)
+        self.broker = broker
+        self.watch, self.server = watched(self.config)
+        connect = wire.Connector(broker, self.config)
+        self.worker = Worker(self.config, wire.initialization(self.config), connect, [self.watch])
 
     def play(self) -> None:
         self.watch.follow(self.worker)
         wire.drain(self.worker)
+
+    def report(self) -> None:
+        """Turn the loop until it has counted what it keeps."""
+        before = self.worker._lag_at
+        while self.worker._lag_at == before:
+            self.worker.run_once(timeout_s=0.01)
+
+    def metric_of_state(self) -> str:
+        """The one state that holds."""
+        (state,) = (s for s in STATES if self.metric("worker_state", state=s) == 1)
+        return state
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.watch.metrics.registry.get_sample_value(f"streammaml_{name}", labels)
@@ -91,6 +108,55 @@ def test_a_worker_is_ready_once_it_owns_a_partition() -> None:
         closed = status(scene.server, "/readyz")[0]
 
     assert (before, after, closed) == (503, 200, 503)
+
+
+def test_a_worker_is_not_ready_while_it_restores() -> None:
+    before = Scene()
+    before.play()
+    before.worker.close()
+    scene = Scene(before.config, before.broker)
+    scene.watch.follow(scene.worker)
+    with scene.server:
+        scene.worker.open()
+        scene.worker.run_once(timeout_s=0)  # the partitions come, and wait for their state
+        restoring = status(scene.server, "/readyz")[0], scene.metric_of_state()
+        scene.play()
+        restored = status(scene.server, "/readyz")[0], scene.metric_of_state()
+        scene.worker.close()
+
+    assert restoring == (503, "restoring")
+    assert restored == (200, "ready")
+
+
+def test_the_metrics_tell_of_barriers_and_of_what_is_on_disk() -> None:
+    scene = Scene()
+    scene.play()
+    scene.report()
+
+    assert scene.metric("barriers_total", result="committed") == 1  # of both partitions
+    assert scene.metric("barriers_total", result="aborted") == 0
+    assert (scene.metric("barrier_bytes_sum") or 0) > 1000
+    assert scene.metric("barrier_duration_seconds_count") == 1
+    assert scene.metric("contexts", tier="memory") == scene.metric("contexts", tier="disk") == 5
+    for kind in ("parameters", "buffers", "disk"):
+        assert (scene.metric("state_bytes", kind=kind) or 0) > 1000
+
+
+def test_what_is_replayed_is_counted_apart() -> None:
+    config = settings()
+    first = Scene(config)
+    first.play()
+    first.worker.commit(whole=list(first.worker.tenures))
+    first.broker.append(wire.stream(EVENTS, seed=1))
+    wire.drain(first.worker)  # committed, without a barrier
+    assert first.metric("events_replayed_total") == 0
+
+    second = Scene(config, first.broker)  # the first one is dead
+    second.play()
+
+    assert second.metric("events_replayed_total") == EVENTS
+    assert second.metric("events_consumed_total", topic="events") in (None, 0.0)
+    assert second.metric("predictions_total", outcome="correct") == 0
 
 
 def test_the_loop_has_no_age_before_it_turns() -> None:

@@ -172,19 +172,23 @@ class Reader:
         self.folder = folder
         self._servers = servers
         self._settings = kafka_environment(servers) | {"STREAMMAML_KAFKA__SASL_PASSWORD": SECRET}
+        self._group: dict[str, str] = {}
         self._predicted = 0
         self.fed = 0
         self.served = 0
+        self.looked = 0
 
     def types(self, line: str) -> None:
         # The one thing a test has to change: a flag wins over the environment.
         words = shlex.split(line.replace("localhost:9092", self._servers))
         if words[1] == "run":
             self._serves(words)
+        elif words[1] in ("contexts", "inspect"):
+            self._looks(words)
         else:
             self._does(words)
 
-    def _does(self, words: list[str], **more: str) -> None:
+    def _does(self, words: list[str], **more: str) -> str:
         done = subprocess.run(
             words,
             capture_output=True,
@@ -198,6 +202,16 @@ class Reader:
         if words[1] == "feed":
             assert f"sent {EVENTS:,} events, 0 of them damaged" in done.stdout
             self.fed += 1
+        return done.stdout
+
+    def _looks(self, words: list[str]) -> None:
+        """At what the worker that ran last has stored."""
+        page = self._does(words, **self._group)
+        assert f"{STORES} contexts in {self._group['STREAMMAML_TOPICS__STATE']}" in page or (
+            "as of the last barrier, offset" in page
+        )
+        assert "store-" in page
+        self.looked += 1
 
     def _serves(self, words: list[str]) -> None:
         """A group of its own, with its own state, reads all that was fed; then SIGTERM."""
@@ -208,6 +222,7 @@ class Reader:
         name = f"readme-{secrets.token_hex(4)}"
         group = {"STREAMMAML_KAFKA__GROUP": name, "STREAMMAML_TOPICS__STATE": f"{name}-state"}
         self._does(["streammaml", "topics"], **group)
+        self._group = group
         topic = self._settings["STREAMMAML_TOPICS__PREDICTIONS"]
         with running(words, folder, clean_environment(**self._settings | group)) as worker:
             found = predictions(self._servers, topic, self._predicted + EVENTS, worker)
@@ -258,7 +273,7 @@ def test_the_commands_work_one_after_another_as_they_stand(reader: Reader) -> No
         reader.types(line)
 
     served = sum(line.startswith("streammaml run") for line in commands)
-    assert (reader.fed, reader.served) == (1, served)
+    assert (reader.fed, reader.served, reader.looked) == (1, served, 2)
     proposed = Config.build(tomllib.loads((reader.folder / "streammaml.toml").read_text()))
     assert proposed == configuration()
     assert (reader.folder / "start.safetensors").exists()

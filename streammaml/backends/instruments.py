@@ -75,7 +75,11 @@ NAMES = {
         BatchHistogram, "Time of a commit that wrote state.", {}, INNER_S
     ),
     "barrier_bytes": Name(BatchHistogram, "State written by one commit.", {}, BYTES),
-    "contexts": Name(Gauge, "Contexts with a model.", {"tier": ("memory", "disk")}),
+    "contexts": Name(
+        Gauge,
+        "Contexts with a model; disk: as of the last barrier, those in memory included.",
+        {"tier": ("memory", "disk")},
+    ),
     "contexts_evicted_total": Name(
         Counter, "Contexts that left memory.", {"reason": ("capacity", "ttl", "revoked")}
     ),

@@ -159,7 +159,7 @@ class _Routes:
         if path in self._page:
             return self._page[path]
         if path.startswith(CONTEXT):
-            return self._context(unquote(path.removeprefix(CONTEXT), errors="surrogatepass"))
+            return self._context(path.removeprefix(CONTEXT))
         make = self._made.get(path)
         if make is None:
             return Answer(HTTPStatus.NOT_FOUND, TEXT, b"no such page\n")
@@ -198,9 +198,11 @@ class _Routes:
         except (TimeoutError, StreamMAMLError) as error:
             return _later(error)
 
-    def _context(self, name: str) -> Answer:
+    def _context(self, quoted: str) -> Answer:
         try:
-            found = self._sources.context(name)
+            found = self._sources.context(unquote(quoted, errors="surrogatepass"))
+        except UnicodeDecodeError:
+            return _json(HTTPStatus.NOT_FOUND, {"error": "a name is UTF-8, and this is not"})
         except (TimeoutError, StreamMAMLError) as error:
             return _later(error)
         if found is None:

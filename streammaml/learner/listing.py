@@ -37,6 +37,15 @@ class Column(NamedTuple):
     present: NDArray[np.bool_]
 
 
+class Glances(NamedTuple):
+    """What a listing tells of contexts [n]."""
+
+    names: Sequence[Context]
+    records: Records
+    """Of ``GLANCE``."""
+    stored_bytes: Ints
+
+
 class Top(NamedTuple):
     names: list[Context]
     matched: int
@@ -97,16 +106,14 @@ def glances(contexts: ContextState, rows: Ints) -> Records:
     return records
 
 
-def describe_glances(
-    config: Config, names: Sequence[Context], records: Records
-) -> list[dict[str, Any]]:
-    """One line for each of the glances [n], as JSON values; None where a number is not known."""
+def describe_glances(config: Config, found: Glances) -> list[dict[str, Any]]:
+    """One line for each, as JSON values; None where a number is not known."""
     compiled = detectors.is_compiled(config.learner.detector, config.label.task)
     parameters = detectors.parameters_of(config.learner.detector, config.label.task)
     threshold = float(parameters.get("threshold", 0)) if compiled else np.inf
     least = float(parameters.get("min_instances", 0)) if compiled else 0.0
     lines = []
-    for name, record in zip(names, records, strict=True):
+    for name, record, size in zip(*found[:2], found.stored_bytes.tolist(), strict=True):
         count, mean, total, lowest = record["detector"].tolist()
         fed = compiled and count > 0
         statistic = total - lowest if fed else None
@@ -124,6 +131,7 @@ def describe_glances(
                 "level": ("warning" if warns else "stable") if fed else None,
                 "initialization": int(record["version"]),
                 "adapted": not record["at_init"],
+                "stored_bytes": size,
             }
         )
     return lines

@@ -19,7 +19,7 @@ from streammaml.learner import detectors
 from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels.bundle import bundle
-from streammaml.learner.listing import Column, column, describe_glances, glances
+from streammaml.learner.listing import Column, Glances, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.snapshot import STREAM, Format, Item
@@ -303,16 +303,19 @@ class Learner:
         """One number of each context in memory, to choose by (``listing.top``)."""
         return column(self._contexts, self._memory.names, sort)
 
-    def glance(self, names: Sequence[Context]) -> list[dict[str, Any]]:
-        """One line, as JSON values, for each of those contexts that are in memory."""
+    def glances(self, names: Sequence[Context]) -> Glances:
+        """What a line of a listing needs, of those contexts that are in memory."""
         present = [name for name in names if name in self._rows]
-        records = glances(self._contexts, np.array([self._rows[n] for n in present], np.int64))
-        lines = describe_glances(self._config, present, records)
-        for line, record in zip(lines, records, strict=True):
-            inputs = self._watch.inputs(self._rows[line["context"]])
-            sizes = self._form.sizes(record).values()
-            line["stored_bytes"] = sum(sizes) + self._watch.size(inputs)
-        return lines
+        rows = np.array([self._rows[name] for name in present], np.int64)
+        records = glances(self._contexts, rows)
+        sizes = self._form.stored_sizes(records["labels"], records["at_init"])
+        if self._watch:
+            sizes += [self._watch.size(self._watch.inputs(row)) for row in rows.tolist()]
+        return Glances(present, records, sizes)
+
+    def lines(self, found: Glances) -> list[dict[str, Any]]:
+        """These, as JSON values. From any thread."""
+        return describe_glances(self._config, found)
 
 
 def policy_of(config: Config) -> Policy:

@@ -146,6 +146,12 @@ class Format:
         heavy = 0 if record["at_init"] else 4 * self.parameters + OVERHEAD_BYTES
         return {"light": self._size(int(record["labels"])) + OVERHEAD_BYTES, "weights": heavy}
 
+    def stored_sizes(self, labels: Ints, at_init: NDArray[np.uint8]) -> Ints:
+        """Bytes of the sealed parts of contexts [n] together, a river detector's aside."""
+        light = self._fixed + np.minimum(labels, self.support) * self._slot + OVERHEAD_BYTES
+        sizes: Ints = light + (at_init == 0) * (4 * self.parameters + OVERHEAD_BYTES)
+        return sizes
+
     @property
     def largest(self) -> int:
         """Bytes of a light part with a full support ring, sealed."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,7 +19,8 @@ from streammaml.backends.board import Board
 from streammaml.backends.metrics import Metrics
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config, WebConfig
-from streammaml.errors import ConfigError
+from streammaml.errors import ConfigError, StoreError
+from streammaml.query import Query
 
 TIMEOUT_S = 20.0
 
@@ -29,6 +31,7 @@ class Site:
     def __init__(self) -> None:
         self.age_s = 0.5
         self.is_ready = False
+        self.problem: Exception | None = None
         self.board = Board(width=1)
         self.metrics = Metrics(Config())
         self.sources = Sources(
@@ -37,8 +40,20 @@ class Site:
             loop_age_s=self.age,
             ready=lambda: self.is_ready,
             loop_limit_s=30.0,
+            contexts=self.contexts,
+            context=self.context,
         )
         self.server = WebServer(WebConfig(port=0), self.sources)
+
+    def contexts(self, query: Query) -> dict[str, Any]:
+        if self.problem is not None:
+            raise self.problem
+        return {"asked": list(query)}
+
+    def context(self, name: str) -> dict[str, Any] | None:
+        if self.problem is not None:
+            raise self.problem
+        return {"asked": name} if name else None
 
     def age(self) -> float:
         if self.age_s < -1e6:
@@ -118,6 +133,54 @@ def test_the_summary_is_what_the_board_says(site: Site) -> None:
     assert headers["Content-Type"] == "application/json"
     assert headers["Cache-Control"] == "no-store"
     assert json.loads(body) == site.board.summary()
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/api/contexts", ["loss", 50, "*"]),
+        ("/api/contexts?", ["loss", 50, "*"]),
+        ("/api/contexts?sort=last-offset&limit=1000", ["last-offset", 1000, "*"]),
+        ("/api/contexts?filter=a%26b%3F+c*&sort=name", ["name", 50, "a&b? c*"]),
+        ("/api/contexts/shop", "shop"),
+        ("/api/contexts/a%2Fb%3Fc%00?x=1", "a/b?c\0"),
+        ("/api/contexts/..%2F..%2Fetc", "../../etc"),
+        ("/api/contexts/%C3%BC+%25", "ü+%"),
+    ],
+)
+def test_contexts_are_asked_for_as_the_path_says(site: Site, path: str, asked: Any) -> None:
+    status, headers, body = site.ask(path)
+
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(body) == {"asked": asked}
+
+
+@pytest.mark.parametrize("path", ["/api/contexts", "/api/contexts/shop"])
+@pytest.mark.parametrize("problem", [TimeoutError("it is busy"), StoreError("no room")])
+def test_contexts_that_cannot_be_had_now_are_unavailable(
+    site: Site, path: str, problem: Exception
+) -> None:
+    site.problem = problem
+
+    status, _, body = site.ask(path)
+
+    assert (status, json.loads(body)) == (503, {"error": f"{problem}; try again"})
+
+
+@pytest.mark.parametrize("path", ["/api/contexts", "/api/contexts/shop"])
+def test_without_a_worker_there_are_no_contexts(path: str) -> None:
+    site = Site()
+    bare = Sources(
+        registry=site.metrics.registry, board=site.board, loop_age_s=site.age, ready=lambda: False
+    )
+    site.server = WebServer(WebConfig(port=0), bare)
+
+    with site.server:
+        assert site.ask(path)[0] == 503
+
+
+def test_a_name_that_is_no_utf8_is_no_name(site: Site) -> None:
+    assert site.ask("/api/contexts/%ff")[0] == 404
 
 
 def test_the_page_comes_with_its_script_and_style(site: Site) -> None:

@@ -84,7 +84,7 @@ def judge(simulation: Simulation) -> Iterator[str]:
         expected.update(map(_output, messages))
         yield from _judge_state(simulation, partition, learner, exact)
     found = Counter(
-        (topic, r.key, r.value, tuple(r.headers))
+        _output(Message(topic, r.key, r.value, r.headers))
         for topic in OUTPUTS
         for r in simulation.broker.read(topic)
     )
@@ -138,7 +138,7 @@ def _judge_state(
         return
     barrier = read_barrier(ours[BARRIER_KEY])
     committed = simulation.broker.committed("streammaml", partition)
-    if barrier.offset != committed or barrier.version != expected.version:
+    if exact and (barrier.offset != committed or barrier.version != expected.version):
         yield f"{name}: {barrier} at the end, {committed} is committed, v{expected.version}"
     shelf = DictShelf()
     shelf.durable = ours
@@ -170,7 +170,10 @@ def _judge_state(
 
 
 def _output(message: Message) -> Output:
-    return message.topic, message.key, message.value, tuple(message.headers)
+    headers = dict(message.headers)
+    if "last_offset" in headers:  # of unreadable ones: they may begin at the hole before them
+        headers["offset"] = headers["last_offset"]
+    return message.topic, message.key, message.value, tuple(headers.items())
 
 
 def _differences(expected: Counter[Output], found: Counter[Output]) -> Iterator[str]:
@@ -216,6 +219,8 @@ def main() -> int:
     print(f"{arguments.seeds} seeds in {seconds:.0f} s, {arguments.seeds / seconds:.1f} a second")
     print(", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())))
     print(f"seeds with violations: {len(failed)} {failed[:50]}")
+    if arguments.plant:
+        print(f"planted {arguments.plant}: {'found' if failed else 'NOT found'}")
     return 1 if failed else 0
 
 

@@ -546,14 +546,18 @@ class Simulation:
         self.up.clear()
 
     def _is_done(self) -> bool:
-        """Everything is committed, and every partition is with a worker that has caught up."""
-        tenures = [t for life in self.up.values() for t in life.worker._tenures.values()]
+        """Everything is committed, and every partition is with a worker that has caught up.
+
+        With at_least_once the state may be ahead of the group's offset, until the next event.
+        """
+        lives = [life.worker for life in self.up.values()]
+        caught_up = {p: t for w in lives for p, t in w.tenures.items() if t.learner is not None}
         return (
-            sum(tenure.learner is not None for tenure in tenures) == self.shape.partitions
-            and not any(tenure.is_replaying for tenure in tenures)
+            len(caught_up) == self.shape.partitions
+            and not any(worker._offsets for worker in lives)
             and all(
-                (self.broker.committed("streammaml", p) or 0) >= self._last(p)
-                for p in self.partitions
+                not tenure.is_replaying and tenure.commit_offset >= self._last(partition)
+                for partition, tenure in caught_up.items()
             )
         )
 

@@ -128,7 +128,7 @@ def _weights(weights: Mapping[str, Any] | None) -> str:
 
 
 def _detector(detector: Mapping[str, Any]) -> str:
-    told = [f"{name.replace('_', ' ')} {_number(v)}" for name, v in detector.items()][1:]
+    told = [f"{k.replace('_', ' ')} {_number(v)}" for k, v in detector.items() if k != "name"]
     return ", ".join([detector["name"], *told])
 
 

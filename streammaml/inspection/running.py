@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from streammaml.learner.listing import Column, sort_key, top
+from streammaml.learner import Learner
+from streammaml.learner.listing import Column, Glances, sort_key, top
 from streammaml.query import Query
 from streammaml.worker import Worker
 
@@ -35,16 +36,18 @@ def list_contexts(worker: Worker, query: Query, timeout_s: float) -> dict[str, A
     columns, known = worker.ask(look, timeout_s)
     tops = {index: top(listed, query) for index, listed in columns.items()}
 
-    def glance() -> list[dict[str, Any]]:
-        learners = {partition.index: learner for partition, learner in worker.learners.items()}
+    def glance() -> list[tuple[int, Learner, Glances]]:
         return [
-            line | {"partition": index}
-            for index, found in tops.items()
-            if index in learners
-            for line in learners[index].glance(found.names)
+            (partition.index, learner, learner.glances(tops[partition.index].names))
+            for partition, learner in worker.learners.items()
+            if partition.index in tops
         ]
 
-    lines = worker.ask(glance, max(0.0, deadline - time.monotonic()))
+    lines = [
+        line | {"partition": index}
+        for index, learner, glances in worker.ask(glance, max(0.0, deadline - time.monotonic()))
+        for line in learner.lines(glances)
+    ]
     lines.sort(key=lambda line: sort_key(query.sort, line))
     return {
         "source": "worker",

@@ -12,11 +12,11 @@ import numpy as np
 from streammaml.backends.kafka import KafkaStateLog, TopicAdmin
 from streammaml.backends.ports import StateLog
 from streammaml.config import Config
-from streammaml.contexts import the_largest
 from streammaml.errors import DamagedError, IncompatibleError, UnavailableError
+from streammaml.inspection.running import the_largest
 from streammaml.jobs import Tell, progress
 from streammaml.learner import describe_records, fingerprint_of
-from streammaml.learner.listing import GLANCE, column_of, describe_glances, sort_key, top
+from streammaml.learner.listing import GLANCE, Glances, column_of, describe_glances, sort_key, top
 from streammaml.learner.snapshot import DETECTOR, LIGHT, WEIGHTS, Records, context_of, key_of
 from streammaml.query import Query
 from streammaml.recovery import BARRIER_KEY, Barrier, check_owner, read_barrier
@@ -69,10 +69,9 @@ def list_stored(
         matched += chosen.matched
         places = {name: place for place, name in enumerate(names)}
         picked = records[np.array([places[name] for name in chosen.names], np.int64)]
-        for line in describe_glances(config, chosen.names, picked):
-            sizes = (values.get(key_of(k, line["context"])) for k in (LIGHT, WEIGHTS, DETECTOR))
-            line["stored_bytes"] = sum(found.size for found in sizes if found is not None)
-            lines.append(line | {"partition": index})
+        sizes = np.array([_stored_bytes(values, name) for name in chosen.names], np.int64)
+        found = describe_glances(config, Glances(chosen.names, picked, sizes))
+        lines += [line | {"partition": index} for line in found]
     tell(partitions, f"{contexts:,} contexts")
     lines.sort(key=lambda line: sort_key(query.sort, line))
     return {
@@ -175,6 +174,11 @@ def _glance(key: bytes, value: bytes) -> _Glance | None:
         return None
     owner, body = unseal_any(key, value)
     return _Glance(owner, bytes(body[: GLANCE.itemsize]), len(value))
+
+
+def _stored_bytes(values: Mapping[bytes, _Glance], name: str) -> int:
+    parts = (values.get(key_of(kind, name)) for kind in (LIGHT, WEIGHTS, DETECTOR))
+    return sum(part.size for part in parts if part is not None)
 
 
 def _glances(config: Config, values: Mapping[bytes, _Glance]) -> tuple[list[str], Records]:
