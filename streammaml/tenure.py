@@ -88,6 +88,11 @@ class Tenure:
         return self._player is not None and self._next < self._plan.live_from
 
     @property
+    def has_grown(self) -> bool:
+        """Whether the topic had fewer partitions at the barrier that was restored."""
+        return self._barrier is not None and self._barrier.partitions < self.standing.partitions
+
+    @property
     def disk_bytes(self) -> int:
         return 0 if self._store is None else self._store.size_bytes
 

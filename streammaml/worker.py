@@ -144,6 +144,7 @@ class Worker:
         self._committed_at = self._active_at = self._lag_at = time.monotonic()
         self._disk_at = 0.0
         self._lost = False
+        self._rejoined = False  # since connected
         self._partitions = 0  # of the topic
         self._unreadable: dict[Partition, tuple[int, int]] = {}  # offset, tries
         self._clients: Clients | None = None
@@ -344,6 +345,9 @@ class Worker:
             self._offsets[partition] = tenure.commit_offset
             offset = next_offset
             del self._unreadable[partition]
+        if self._tenures[partition].has_grown and not self._rejoined:
+            self._rejoined = True
+            source.rejoin()
         source.start(partition, offset)
         self._tell_state("restoring" if self.is_restoring else "ready")
 
@@ -475,6 +479,7 @@ class Worker:
         before, self._partitions = self._partitions, source.partitions()
         if before and before != self._partitions:
             check_partitions(self._config.topics.events, before, self._partitions, self._config)
+            source.rejoin()
         if now - self._disk_at > DISK_CHECK_S:
             self._disk_at = now
             self._check_disk()
@@ -546,6 +551,7 @@ class Worker:
                 except BackendError as error:
                     log.warning("close_failed", error=str(error))
         self._paused = self._disk_full = False
+        self._rejoined = False
         self._lost = False  # closing a broken source tells its partitions as lost
         self._limit = self._new_limit()
 

@@ -114,6 +114,12 @@ class Source(Protocol):
         """How many partitions the topic has now, from what the client knows without asking."""
         ...
 
+    def rejoin(self) -> None:
+        """Let the group share out the topic again, which has grown: a member that came back
+        within its session was given what it had before.
+        """
+        ...
+
     def next_readable(self, partition: Partition, offset: int) -> int:
         """The first offset after ``offset``, which is unreadable, that can be read again."""
         ...

@@ -4,6 +4,7 @@ written      bytes that go to ``state`` for each event, with a barrier every 30 
              commit, as at 2,000 events/s in 6 partitions: barriers and commits are counted in
              events here, so that the run need not take as long
 pause        the longest pause of a barrier with 100,000 changed contexts
+pause_large  likewise with the demo's network, 24 KB each, where 64 MB are the limit
 throughput   the worker with state against the same one without, in turn: CPU and wall time
 memory       a worker that keeps 50,000 contexts while 2,000,000 pass, and 1,000 come back
 """
@@ -178,7 +179,7 @@ def pause(servers: str, folder: Path, rounds: int) -> Rows:
         work_off(anew(rig, f"all-{i}", state=unbounded), 2 * MANY).costs for i in range(rounds)
     ]
     limited = work_off(anew(rig, "limited", state={"barrier_interval_s": 1e9}), 2 * MANY).costs
-    rows = {
+    return {
         "pause_linear": row(
             statistics.median(costs.longest_s for costs in found),
             "s",
@@ -187,12 +188,14 @@ def pause(servers: str, folder: Path, rounds: int) -> Rows:
         ),
         "pause_linear_limits": row(limited.longest_s, "s", barriers=limited.barriers),
     }
+
+
+def pause_large(servers: str, folder: Path, rounds: int) -> Rows:
     large = make_rig(servers, folder, WIDTH, topics={"partitions": 1})
     large.produce(messages_of(hyper(MANY, 2, 1), WIDTH))
     costs = work_off(anew(large, "one"), 2 * MANY).costs
     mb = round(costs.bytes / 1e6)
-    rows["pause_demo_limits"] = row(costs.longest_s, "s", barriers=costs.barriers, mb=mb)
-    return rows
+    return {"pause_demo_limits": row(costs.longest_s, "s", barriers=costs.barriers, mb=mb)}
 
 
 def throughput(servers: str, folder: Path, rounds: int) -> Rows:

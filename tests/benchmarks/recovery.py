@@ -398,6 +398,7 @@ PARTS: dict[str, Part] = {
     "moved": moved,
     "written": durability.written,
     "pause": durability.pause,
+    "pause_large": durability.pause_large,
     "throughput": durability.throughput,
     "memory": durability.memory,
 }

@@ -324,8 +324,8 @@ def stopped_after(rig: Rig, events: int) -> None:
     worker.stop()
 
 
-def refused(rig: Rig, cure: str) -> None:
-    worker = rig.run()
+def refused(rig: Rig, cure: str, **sets: Any) -> None:
+    worker = rig.run(**sets)
     assert worker.end(60) in (1, 78), worker.log()
     assert re.search(cure, worker.log()), worker.log()
 
@@ -341,12 +341,12 @@ def test_22_a_topic_made_anew_stops_the_worker_until_that_is_accepted(
     admin.delete_topics([rig.topic("events")])
     wait_until(lambda: rig.topic("events") not in admin.list_topics(), 30, "it is gone")
     admin.close()
-    wait_until(lambda: set(rig.ensure_topics()) <= {"created", "exists"}, 30, "it is made again")
+    assert set(rig.ensure_topics()) == {"created", "exists"}, "no client made it"
     rig.sent = 0
     rig.events(100)
 
-    assert worker.end(120) == 1, worker.log()
-    assert re.search("deleted and made again.*kafka.on_gap=accept", worker.log())
+    assert worker.end(120) in (1, 78), worker.log()
+    assert re.search("deleted and made again.*kafka.on_gap=accept|no topic", worker.log())
     refused(rig, "deleted and made again.*kafka.on_gap=accept")
 
     again = rig.run(kafka__on_gap="accept")
@@ -407,18 +407,16 @@ def forget_offsets(rig: Rig, partitions: int) -> None:
 def test_31_more_partitions_stop_the_worker_until_that_is_accepted(
     kafka_servers: str, make_rig: MakeRig
 ) -> None:
-    rig = create(make_rig(kafka_servers, 2, **SHORT))
+    rig = create(make_rig(kafka_servers, 2))
     stopped_after(rig, 300)
-    # A static member that is back within its session gets what it had: no partition is new to it.
-    forget_offsets(rig, 2)
     admin = admin_of(rig)
     admin.create_partitions({rig.topic("events"): 3})
     assert "kafka-topics.sh --alter" in " ".join(rig.ensure_topics())
-    refused(rig, r"has 2 partitions, and the events come to partition 2: `streammaml topics`")
+
+    refused(rig, r"3 partitions now and had 2 before.*--set kafka.on_partition_change=accept")
+    refused(rig, "has 2 partitions.*`streammaml topics`", kafka__on_partition_change="accept")
     admin.create_partitions({rig.topic("state"): 3})
     admin.close()
-
-    refused(rig, r"has 3 partitions, 2 when.*--set kafka.on_partition_change=accept")
     rig.events(100)
     worker = rig.run(kafka__on_partition_change="accept")
     worker.until(lambda: rig.committed() == 400, "it goes on")

@@ -82,6 +82,9 @@ def connect(make: Callable[..., Any], config: KafkaConfig, settings: Mapping[str
 
     def network(**options: Any) -> Any:
         made.append(KafkaNetClient(**options))
+        # The client does not pass its own setting on (seen): it would make a topic anew that was
+        # deleted under it, with one partition and the broker's settings.
+        made[-1].cluster.config["allow_auto_create_topics"] = False
         return made[-1]
 
     try:

@@ -67,6 +67,7 @@ class KafkaSource:
         self._started: dict[Partition, int] = {}  # and the offset after the last one returned
         self._ends: dict[Partition, int] = {}  # as last asked for
         self._paused = False
+        self._begged = False
         self._waiting: dict[tuple[Partition, int], int] = {}  # position: checks that found it
         self._fault: BaseException | None = None
         with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
@@ -119,6 +120,10 @@ class KafkaSource:
         """As of at most a minute ago."""
         return len(self._consumer._cluster.partitions_for_topic(self._topic) or ())
 
+    def rejoin(self) -> None:
+        """The broker starts a rebalance if this member leads the group, and ignores it if not."""
+        self._consumer._coordinator.request_rejoin()
+
     def next_readable(self, partition: Partition, offset: int) -> int:
         """Looked for by a client of its own, in seconds; also after ``poll`` has raised."""
         return next_readable(self._config, partition, offset)
@@ -136,6 +141,12 @@ class KafkaSource:
 
     def check(self) -> None:
         """The client rides out an outage in silence: ask for something it cannot know."""
+        joined = self._consumer.group_metadata().generation_id >= 0
+        if joined and not (self._standing or self._fresh or self._begged):
+            # A static member is given what it had before, and that may be nothing since the topic
+            # was away for a moment. No one would share it out again (seen).
+            self._begged = True
+            self.rejoin()
         asked = list(self._standing) or [Partition(self._topic, 0)]
         found = ask(
             self._consumer.end_offsets, list(map(native, asked)), timeout_ms=CHECK_TIMEOUT_S * 1000

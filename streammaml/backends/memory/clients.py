@@ -72,6 +72,9 @@ class MemorySource:
     def partitions(self) -> int:
         return self._broker.partitions(self._topic)
 
+    def rejoin(self) -> None:
+        """The broker shares out what there is at each poll."""
+
     def next_readable(self, partition: Partition, offset: int) -> int:
         while True:
             records, after = self._broker.fetch(partition, offset, 1)
