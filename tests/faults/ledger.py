@@ -8,6 +8,10 @@ holds what each of them wrote against an undisturbed run over the same log:
 * what ``state`` holds in the end is the same to the bit, weights included.
 
 With ``delivery = "at_least_once"`` outputs may repeat and bits may differ; the ledger may not.
+Then an error is planted, and must be found.
+
+``--kafka --kills 50 --broker-kills 5`` does the like with processes on real Kafka
+(``kafka_ledger.py``), with barriers at every commit and then every 10 s.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from streammaml.learner import Learner
 from streammaml.learner.snapshot import LIGHT, context_of, is_expired
 from streammaml.partition import PartitionPlayer, RejectionLimit
 from streammaml.recovery import BARRIER_KEY, read_barrier
+from tests.faults import kafka_ledger
 from tests.faults.plants import PLANTS
 from tests.faults.simulation import Simulation, ViolationError
 from tests.learner.shelf import DictShelf
@@ -192,6 +197,10 @@ def _place(output: Output) -> tuple[str, Any]:
     return topic, msgspec.json.decode(value or b"")["id"]
 
 
+PLANTED = "late-replay"
+SEEDS_TO_FIND = 10
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=60, help="how many")
@@ -200,7 +209,15 @@ def main() -> int:
     parser.add_argument("--plant", choices=sorted(PLANTS), default="", help="an error to find")
     parser.add_argument("--show", type=int, default=3, help="schedules of failing seeds to print")
     parser.add_argument("--any", action="store_true", help="stop at the first violation")
+    parser.add_argument("--kafka", action="store_true", help="real processes, on real Kafka")
+    parser.add_argument("--kills", type=int, default=50, help="of workers, on real Kafka")
+    parser.add_argument("--broker-kills", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.kafka:
+        return max(
+            kafka_ledger.main(arguments.kills, arguments.broker_kills, barriers)
+            for barriers in kafka_ledger.BARRIERS
+        )
     started = time.monotonic()
     counts: Counter[str] = Counter()
     failed = []
@@ -221,7 +238,11 @@ def main() -> int:
     print(f"seeds with violations: {len(failed)} {failed[:50]}")
     if arguments.plant:
         print(f"planted {arguments.plant}: {'found' if failed else 'NOT found'}")
-    return 1 if failed else 0
+        return 1 if failed else 0
+    found = [play(seed, PLANTED).violations for seed in range(SEEDS_TO_FIND)]
+    print(f"planted {PLANTED}: {sum(map(bool, found))} of {SEEDS_TO_FIND} seeds find it, such as")
+    print(next((violations[0] for violations in found if violations), "NOT found"))
+    return 1 if failed or not any(found) else 0
 
 
 def _verdicts(arguments: argparse.Namespace) -> Iterator[Verdict]:
