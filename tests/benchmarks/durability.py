@@ -87,10 +87,10 @@ def work_off(config: Config, events: int) -> Spent:
     warm_up(config, initialization)
     worker = Worker(config, initialization, kafka_clients(config), [costs])
     worker.open()
-    while len(worker.learners) < config.topics.partitions:
-        worker.run_once()
-    cpu, wall = time.process_time(), time.monotonic()
     played = 0
+    while len(worker.learners) < config.topics.partitions:
+        played += worker.run_once()  # perhaps some came with the partition
+    cpu, wall = time.process_time(), time.monotonic()
     while played < events:
         played += worker.run_once()
     worker.commit(whole=list(worker.learners))
