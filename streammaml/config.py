@@ -31,6 +31,7 @@ from streammaml.events import Label, Task
 from streammaml.initialization import Spec
 
 ENVIRONMENT_PREFIX = "STREAMMAML_"
+LEAST_WATCHDOG_S = 30.0
 NUMBER_LIMIT = 1e12
 """A number beyond it is bad input: DESIGN of the wire format."""
 
@@ -207,6 +208,7 @@ class WorkerConfig(_Part):
     rejected_minimum: int = Field(default=100, ge=1)
     rejected_share: float = Field(default=0.5, gt=0, le=1)
     watchdog_s: float = Field(default=120.0, ge=0)
+    """0: off. Less than a back-off and a commit can last would end a healthy worker."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -215,6 +217,8 @@ class WorkerConfig(_Part):
                 f"rejected_minimum, {self.rejected_minimum}, must not be above rejected_window, "
                 f"{self.rejected_window}: the worker would never stop on bad records"
             )
+        if 0 < self.watchdog_s < LEAST_WATCHDOG_S:
+            raise ValueError(f"watchdog_s must be 0 (off) or at least {LEAST_WATCHDOG_S:g}")
         return self
 
 

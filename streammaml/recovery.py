@@ -102,6 +102,8 @@ def plan(partition: Partition, standing: Standing, barrier: Barrier | None, conf
     if committed is None:
         log.warning("offset_expired", partition=name, barrier=barrier.offset)
         return Plan(start, start)
+    if committed != barrier.offset:
+        log.info("goes_on", partition=name, barrier=barrier.offset, committed=committed)
     if committed < barrier.offset and config.worker.delivery == "exactly_once" and not accepts:
         raise GapError(
             f"group {kafka.group!r} stands at offset {committed} of {name}, and the state already "

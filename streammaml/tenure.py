@@ -16,9 +16,10 @@ import structlog
 from streammaml.backends.ports import Message, Partition, Record, Standing, StateLog, StateReader
 from streammaml.backends.state import Store, store_path
 from streammaml.config import Config
+from streammaml.errors import UnavailableError
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
-from streammaml.learner.snapshot import DETECTOR, LIGHT, WEIGHTS, is_expired
+from streammaml.learner.snapshot import DETECTOR, INITIALIZATION, LIGHT, WEIGHTS, is_expired
 from streammaml.partition import PartitionPlayer, Played, RejectionLimit
 from streammaml.recovery import (
     BARRIER_KEY,
@@ -31,8 +32,25 @@ from streammaml.recovery import (
 )
 
 SWEEP_RECORDS = 10_000
+LARGE_BYTES = 1_000_000_000
+"""Of a store that takes seconds to verify."""
 
 log = structlog.get_logger(__name__)
+
+
+def _place(item: tuple[bytes, bytes | None]) -> int:
+    """The order in a barrier: what others need comes before them and goes after them.
+
+    Without a transaction it may be cut anywhere; the barrier's own record ends it.
+    """
+    key, value = item
+    if key == BARRIER_KEY:
+        return 5
+    if key.startswith(INITIALIZATION):
+        return 0
+    if key.startswith((WEIGHTS, DETECTOR)):
+        return 1 if value is not None else 3
+    return 2 if key.startswith(LIGHT) else 4
 
 
 class Tenure:
@@ -62,6 +80,7 @@ class Tenure:
         self._plan = Plan(0, 0)
         self._next = 0
         self._live = False
+        self._arrived = False
         self._barrier: Barrier | None = None
         self._barrier_at = 0.0
         self._barrier_offset = -1
@@ -70,8 +89,14 @@ class Tenure:
         self._changes: dict[bytes, bytes | None] = {}
         self._store: Store | None = None
         self._reader: StateReader | None = None
+        self._moved_at = self._began  # when the restoration last came on
+        self._patience_s = 2 * config.kafka.transaction_timeout_ms / 1000 + 10
         if state is not None:
-            self._open(state)
+            try:
+                self._open(state)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def learner(self) -> Learner | None:
@@ -84,8 +109,25 @@ class Tenure:
         return max(self._next, self._plan.live_from)
 
     @property
-    def is_replaying(self) -> bool:
-        return self._player is not None and self._next < self._plan.live_from
+    def is_restoring(self) -> bool:
+        """Whether the state is not yet that of the committed offset."""
+        return self._player is None or not self._arrived
+
+    @property
+    def live_from(self) -> int:
+        return self._plan.live_from
+
+    def arrive(self) -> None:
+        """All records below ``live_from`` are played."""
+        if not self._arrived:
+            self._arrived = True
+            if self._plan.live_from > self._plan.start:
+                log.info(
+                    "replayed",
+                    partition=self.partition.index,
+                    events=self._plan.live_from - self._plan.start,
+                    seconds=round(time.monotonic() - self._began, 2),
+                )
 
     @property
     def has_grown(self) -> bool:
@@ -116,17 +158,32 @@ class Tenure:
         return None if self._store is None else self._store.free_bytes()
 
     def restore(self, timeout_s: float) -> int | None:
-        """Carry the restoration on for about ``timeout_s``; once done, the offset to start at."""
+        """Carry the restoration on for about ``timeout_s``; once done, the offset to start at.
+
+        UnavailableError if the topic ``state`` gives nothing for longer than a dead worker's
+        transaction can last.
+        """
         assert self._player is None
         deadline = time.monotonic() + timeout_s
         while self._reader is not None and self._reader.position < self._reader.end:
             assert self._store is not None
+            before = self._reader.position
             records = self._reader.read(max(0.0, deadline - time.monotonic()))
             self._store.apply(
                 [(r.key, r.value) for r in records if r.key is not None], self._reader.position
             )
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if self._reader.position > before:
+                self._moved_at = now
+            elif now - self._moved_at > self._patience_s:
+                raise UnavailableError(
+                    f"topic {self._config.topics.state!r} stands still at {before} of partition "
+                    f"{self.partition.index}, and ends at {self._reader.end}"
+                )
+            if now >= deadline:
                 return None
+        if not self._is_usable(max(0.0, deadline - time.monotonic())):
+            return None
         self._begin()
         return self._next
 
@@ -197,10 +254,8 @@ class Tenure:
             self._config, self._next, learner.version, self.standing
         )
         topic, index = self._config.topics.state, self.partition.index
-        return [
-            Message(topic, key, value, (), index)
-            for key, value in (*spilled.items(), *self._changes.items())
-        ]
+        items = sorted((*spilled.items(), *self._changes.items()), key=_place)
+        return [Message(topic, key, value, (), index) for key, value in items]
 
     def barrier_committed(self, position: int) -> None:
         """The barrier is in Kafka up to ``position`` of ``state``: now it may be here, too."""
@@ -232,7 +287,7 @@ class Tenure:
         topic_id = state.topic_id()
         self._store = Store.open(path, topic_id)
         if self._store.healed:
-            log.warning("store_moved_aside", path=str(path), reason=self._store.healed)
+            log.warning("store_not_used", path=str(path), reason=self._store.healed)
         self._reader = state.reader(partition.index, self._store.position)
         if self._reader.end < self._store.position:  # an older log than ours: trust the log
             log.warning("store_ahead", path=str(path), position=self._store.position)
@@ -241,6 +296,13 @@ class Tenure:
             self._store.close()
             self._store = Store.open(path, topic_id)
             self._reader = state.reader(partition.index, 0)
+
+    def _is_usable(self, timeout_s: float) -> bool:
+        """Whether the store can be asked for any context without a long wait."""
+        store = self._store
+        if store is None or store.size_bytes < LARGE_BYTES:
+            return True
+        return store.wait_verified(timeout_s)
 
     def _begin(self) -> None:
         """Make the learner, as the barrier left it."""
@@ -260,6 +322,7 @@ class Tenure:
             self._barrier = read_barrier(value)
             check_owner(config, self._barrier)
             learner.restore(store.own())
+            learner.check_version(self._initialization)
             self._forced = False
         self._plan = plan(self.partition, self.standing, self._barrier, config)
         if self._barrier is not None and self._plan.start != self._barrier.offset:
@@ -276,28 +339,24 @@ class Tenure:
         """The replay is over. Another initialization than the state's takes effect here."""
         assert self._player is not None
         self._live = True
-        if self._plan.live_from > self._plan.start:
-            log.info(
-                "replayed",
-                partition=self.partition.index,
-                events=self._plan.live_from - self._plan.start,
-                seconds=round(time.monotonic() - self._began, 2),
-            )
+        self.arrive()
         learner = self._player.learner
         if not learner.same_initialization(self._initialization):
-            log.info("swapped", before=learner.version, now=self._initialization.version)
+            before = learner.version
             learner.swap(self._initialization)
+            log.info("swapped", before=before, now=learner.version)
             self._forced = True  # or a replay across this offset would not know of it
 
     def _sweep(self, spilled: Mapping[bytes, bytes | None]) -> None:
         """Remove what has outlived ``ttl_s`` from the store, a part of it at each barrier."""
         assert self._store is not None
         assert self._player is not None
-        if self._config.state.ttl_s == 0:
+        if self._config.state.ttl_s == 0 or not self._store.is_verified:
             return
         learner = self._player.learner
-        found = self._store.scan(LIGHT, self._sweep_after, SWEEP_RECORDS)
-        self._sweep_after = found[-1][0] if len(found) == SWEEP_RECORDS else b""
+        room = max(SWEEP_RECORDS, 2 * (len(self._changes) + len(spilled)))  # faster than it grows
+        found = self._store.scan(LIGHT, self._sweep_after, room)
+        self._sweep_after = found[-1][0] if len(found) == room else b""
         for key, value in found:
             newer = key in self._changes or key in spilled  # than what was scanned
             if not newer and is_expired(value, learner.clock_s, self._config.state.ttl_s):

@@ -51,7 +51,7 @@ FIRST_SLICE = 64
 """Records, while it is not known how long one takes."""
 UNREADABLE_TRIES = 3
 DISK_CHECK_S = 5.0
-IDLE_CHECK_S = 5.0
+CHECK_EVERY_S = 5.0
 LAG_EVERY_S = 1.0
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 10.0
@@ -141,7 +141,7 @@ class Worker:
         self._disk_full = False
         self._uncommitted = 0
         self._pace_s = 0.0  # of one record, lately
-        self._committed_at = self._active_at = self._lag_at = time.monotonic()
+        self._committed_at = self._checked_at = self._lag_at = time.monotonic()
         self._disk_at = 0.0
         self._lost = False
         self._rejoined = False  # since connected
@@ -168,8 +168,8 @@ class Worker:
 
     @property
     def is_restoring(self) -> bool:
-        """Whether a partition's state is not there yet."""
-        return any(tenure.learner is None for tenure in list(self._tenures.values()))
+        """Whether a partition's state is not there yet, its replay included."""
+        return any(tenure.is_restoring for tenure in list(self._tenures.values()))
 
     @property
     def owns_partitions(self) -> bool:
@@ -198,29 +198,16 @@ class Worker:
                 while not stop.is_set():
                     self.run_once()
             except BackendError as error:
-                if isinstance(error, UnreadableError):
-                    self._note_unreadable(error)
-                self._drop()
-                now = time.monotonic()
+                try:
+                    wait_s = self._after(error, time.monotonic() - fenced_at)
+                except BaseException:
+                    self._fail()
+                    raise
                 if isinstance(error, FencedError):
-                    if now - fenced_at < FENCED_AGAIN_S:
-                        self._tell_state("failed")
-                        raise
-                    fenced_at = now
-                wait_s = self._patience.failed(now)
-                if wait_s is None:
-                    self._tell_state("failed")
-                    raise self._giving_up(error) from error
-                log.warning(
-                    "broker_failed",
-                    error=str(error),
-                    retry_in_s=round(wait_s, 1),
-                    limit_s=self._config.kafka.unavailable_limit_s,
-                )
+                    fenced_at = time.monotonic()
                 self._wait(stop, wait_s)
             except BaseException:
-                self._tell_state("failed")
-                self._drop()
+                self._fail()
                 raise
         self._tell_state("draining")
         self.close()
@@ -230,7 +217,7 @@ class Worker:
         if self._clients is None:
             self._tell_state("starting")
             self._clients = self._connect(self._on_rebalance)
-            self._active_at = time.monotonic()
+            self._checked_at = time.monotonic()
             log.info("connected", topic=self._config.topics.events)
 
     def run_once(self, timeout_s: float = POLL_S) -> int:
@@ -242,18 +229,18 @@ class Worker:
         self.loop_at = time.monotonic()
         self._beat()
         self._mailbox.serve()
-        restoring = self._restore()
+        restoring = not self._disk_full and self._restore()
         self._hold(bool(self._pending) or self._disk_full)
         busy = restoring or (self._pending and not self._disk_full)
         self._poll(0.0 if busy else timeout_s)
         count = self._play_pending(time.monotonic() + BUSY_S)
+        self._arrive()
         now = time.monotonic()
-        if count or restoring:
-            self._active_at = now
-        elif now - self._active_at > IDLE_CHECK_S:
+        if now - self._checked_at > CHECK_EVERY_S:
             self._clients.source.check()
-            self._patience.heard()
-            self._active_at = now
+            if not restoring:
+                self._patience.heard()
+            self._checked_at = now
         if self._due(now):
             self.commit()
         if now - self._lag_at > LAG_EVERY_S:
@@ -289,12 +276,12 @@ class Worker:
             raise
         self._offsets = {}
         self._uncommitted = 0
+        self._patience.heard()
+        self._tell_committed("committed")
         for partition, tenure in due.items():
             tenure.barrier_committed(
                 positions[Partition(self._config.topics.state, partition.index)]
             )
-        self._patience.heard()
-        self._tell_committed("committed")
         if due:
             self._tell_barrier("committed", started, barrier)
 
@@ -305,6 +292,18 @@ class Worker:
         except BackendError as error:
             log.warning("last_commit_failed", error=str(error))
         self._drop()
+
+    def _arrive(self) -> None:
+        """Say of each replay that is over that it is; only holes may be left below its end."""
+        assert self._clients is not None
+        for partition, tenure in self._tenures.items():
+            if tenure.learner is None or not tenure.is_restoring:
+                continue
+            waiting = any(of == partition for of, _ in self._pending)
+            if not waiting and self._clients.source.position(partition) >= tenure.live_from:
+                tenure.arrive()
+                if not self.is_restoring:
+                    self._tell_state("ready")
 
     def _restore(self) -> bool:
         """Carry restorations on for a while; say whether any was under way."""
@@ -335,11 +334,11 @@ class Worker:
         """Let a restored partition flow, past what was found unreadable."""
         assert self._clients is not None
         source, sink, _ = self._clients
+        tenure = self._tenures[partition]
         where, tries = self._unreadable.get(partition, (-1, 0))
         if where == offset and tries >= UNREADABLE_TRIES:
             next_offset = source.next_readable(partition, offset)
             log.error("passed_over", partition=partition.index, offset=offset, until=next_offset)
-            tenure = self._tenures[partition]
             if letters := tenure.pass_over(offset, next_offset):
                 sink.send(letters)
             self._offsets[partition] = tenure.commit_offset
@@ -348,8 +347,9 @@ class Worker:
         if self._tenures[partition].has_grown and not self._rejoined:
             self._rejoined = True
             source.rejoin()
+        elif tenure.standing.committed is None:
+            self._offsets[partition] = offset  # or a restart before the first event might skip it
         source.start(partition, offset)
-        self._tell_state("restoring" if self.is_restoring else "ready")
 
     def _hold(self, hold: bool) -> None:
         """Pause the partitions while there is enough to do: a poll then only keeps membership."""
@@ -400,19 +400,53 @@ class Worker:
                 raise TooManyRejectedError(self._too_many(played))
         return count
 
+    def _after(self, error: BackendError, since_fenced_s: float) -> float:
+        """Let go of everything; the seconds until the next life, or what ends this process."""
+        if isinstance(error, UnreadableError):
+            self._note_unreadable(error)
+        self._drop()
+        if isinstance(error, FencedError) and since_fenced_s < FENCED_AGAIN_S:
+            raise error
+        wait_s = self._patience.failed(time.monotonic())
+        if wait_s is None:
+            raise self._giving_up(error) from error
+        log.warning(
+            "store_failed" if isinstance(error, StoreError | DamagedError) else "broker_failed",
+            error=str(error),
+            retry_in_s=round(wait_s, 1),
+            limit_s=self._config.kafka.unavailable_limit_s,
+        )
+        return wait_s
+
+    def _fail(self) -> None:
+        self._tell_state("failed")
+        self._drop()
+
     def _note_unreadable(self, error: UnreadableError) -> None:
-        """Commit what stands before it, so that the next life begins there; count the tries."""
+        """Commit what stands before it, so that the next life begins there; count the tries.
+
+        StoreError if it is in ``state``, where nothing may be passed over.
+        """
         partition = Partition(error.topic, error.partition)
         where, tries = self._unreadable.get(partition, (-1, 0))
         tries = tries + 1 if where == error.offset else 1
         self._unreadable[partition] = (error.offset, tries)
         log.warning(
             "unreadable",
+            topic=partition.topic,
             partition=partition.index,
             offset=error.offset,
             tries=tries,
             why=str(error),
         )
+        if partition.topic == self._config.topics.state:
+            if tries < UNREADABLE_TRIES:
+                return
+            raise StoreError(
+                f"offset {error.offset} of partition {partition.index} of {partition.topic!r} "
+                f"cannot be read: {error}. A worker that still has its folder may not need it; "
+                "else start anew with another topics.state"
+            )
         try:
             self._play_pending(time.monotonic() + BUSY_S)
             tenure = self._tenures.get(partition)
@@ -476,7 +510,8 @@ class Worker:
         for observer in self._observers:
             observer.lag(lag)
             observer.kept(kept)
-        before, self._partitions = self._partitions, source.partitions()
+        before = self._partitions
+        self._partitions = source.partitions() or before  # 0 while the client has lost sight of it
         if before and before != self._partitions:
             check_partitions(self._config.topics.events, before, self._partitions, self._config)
             source.rejoin()
@@ -486,13 +521,21 @@ class Worker:
 
     def _check_disk(self) -> None:
         """Stop to consume before the disk is full; go on when there is room again."""
+        state = self._config.state
         free = [t.free_bytes for t in self._tenures.values()]
-        known = [size for size in free if size is not None]
-        limit = self._config.state.min_free_mb * 1e6
-        full = bool(known) and min(known) < limit
-        if full != self._disk_full:
-            self._disk_full = full
-            log.error("disk_full" if full else "disk_free", free_mb=round(min(known) / 1e6))
+        least = min((size for size in free if size is not None), default=None)
+        full = least is not None and least < state.min_free_mb * 1e6
+        if full and not self._disk_full:
+            log.error(
+                "disk_full",
+                directory=state.directory,
+                free_mb=round((least or 0) / 1e6),
+                min_free_mb=state.min_free_mb,
+                effect="no event is read until there is room",
+            )
+        elif self._disk_full and not full:
+            log.info("disk_has_room", directory=state.directory)
+        self._disk_full = full
 
     def _on_rebalance(self, change: Rebalance) -> None:
         """Called from within poll and close, while the loop waits."""

@@ -144,6 +144,10 @@ class Learner:
         self._versions.keep(initialization)
         self._use(initialization)
 
+    def check_version(self, initialization: Initialization) -> None:
+        """InitializationError if its version number is another's here: ``swap`` would refuse it."""
+        self._versions.check(initialization)
+
     def same_initialization(self, initialization: Initialization) -> bool:
         """Whether this version with these numbers is in use."""
         version = initialization.version

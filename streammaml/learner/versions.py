@@ -33,18 +33,29 @@ class Versions:
 
     def keep(self, initialization: Initialization) -> None:
         """Contexts may stand at its θ from now on; InitializationError if its number is taken."""
+        self.check(initialization)
         version = initialization.version
-        known = self._known.get(version)
-        if known is None:
+        if version not in self._known:
             self._known[version] = initialization
             self.thetas[version] = initialization.theta()
             self._unstored.add(version)
-        elif not is_same(known, initialization):
-            raise InitializationError(
-                f"this partition knows another initialization as version {version}: give this one "
-                "a version of its own (`streammaml outer --once --out FILE` counts on from the "
-                "file that it replaces)"
-            )
+
+    def check(self, initialization: Initialization) -> None:
+        """InitializationError if its number is another's here."""
+        version = initialization.version
+        known = self._known.get(version)
+        if known is None or is_same(known, initialization):
+            return
+        cure = (
+            "put learner.seed, learner.inner_rate and learner.inner_steps back, or start anew with "
+            "another topics.state"
+            if version == 0
+            else "give this one a version of its own (`streammaml outer --once --out FILE` counts "
+            "on from the file that it replaces)"
+        )
+        raise InitializationError(
+            f"the state knows another initialization as version {version}: {cure}"
+        )
 
     def changes(self) -> Iterator[Item]:
         """The ``@init/`` items that are not durable yet."""

@@ -552,7 +552,7 @@ class Simulation:
             len(caught_up) == self.shape.partitions
             and not any(worker._offsets for worker in lives)
             and all(
-                not tenure.is_replaying and tenure.commit_offset >= self._last(partition)
+                not tenure.is_restoring and tenure.commit_offset >= self._last(partition)
                 for partition, tenure in caught_up.items()
             )
         )
@@ -646,7 +646,7 @@ def seams(simulation: Simulation) -> Iterator[None]:
             "FIRST_SLICE": (1, 64),
             "LAG_EVERY_S": (-1.0, NEVER),
             "DISK_CHECK_S": (-1.0,),
-            "IDLE_CHECK_S": (-1.0, NEVER),
+            "CHECK_EVERY_S": (-1.0, NEVER),
         }.items():
             stack.enter_context(replaced(streammaml.worker, name, rng.choice(values)))
         yield

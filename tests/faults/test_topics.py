@@ -120,7 +120,7 @@ class Unhurried(Worker):
         self.commit()
         at = self._broker.committed(GROUP, PLACE)
         if at == self._broker.span(PLACE)[1] and not any(
-            tenure.is_replaying for tenure in self.tenures.values()
+            tenure.is_restoring for tenure in self.tenures.values()
         ):
             self._ending.set()
         return count

@@ -145,6 +145,10 @@ class Store:
         """What the store takes on the disk."""
         return sizes(self._path) + self._scratch.size_bytes
 
+    def wait_verified(self, timeout_s: float) -> bool:
+        """Whether the file is verified, after at most ``timeout_s``."""
+        return self._verification is None or self._verification.wait(timeout_s)
+
     @property
     def is_verified(self) -> bool:
         """Whether to look for a key that is not there takes no time."""

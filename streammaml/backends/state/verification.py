@@ -39,17 +39,18 @@ class Verification:
     def is_done(self) -> bool:
         return self._done.is_set()
 
-    def wait(self) -> None:
-        """Return when all was read, or when ``report`` was told why not."""
-        self._done.wait()
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether all was read, or ``report`` was told why not, in that time."""
+        return self._done.wait(timeout_s)
 
     def stop(self) -> None:
         """Break off, and let go of the file."""
         self._stopped.set()
-        with suppress(sqlite3.Error):  # it may just be closed
-            if self._connection is not None:
-                self._connection.interrupt()
-        self._thread.join()
+        while self._thread.is_alive():  # an interruption between two statements is lost
+            with suppress(sqlite3.Error):  # it may just be closed
+                if self._connection is not None:
+                    self._connection.interrupt()
+            self._thread.join(_TURN_S)
 
     def _run(self) -> None:
         try:
