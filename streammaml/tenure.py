@@ -339,7 +339,6 @@ class Tenure:
         """The replay is over. Another initialization than the state's takes effect here."""
         assert self._player is not None
         self._live = True
-        self.arrive()
         learner = self._player.learner
         if not learner.same_initialization(self._initialization):
             before = learner.version

@@ -19,6 +19,7 @@ from streammaml.backends.kafka.clients import (
     refresh_metadata,
     topic_id,
 )
+from streammaml.backends.kafka.group_watch import GroupWatch
 from streammaml.backends.kafka.library import CooperativeStickyAssignor, Future, kafka
 from streammaml.backends.kafka.member import KafkaMember
 from streammaml.backends.kafka.topics import TopicAdmin
@@ -67,7 +68,7 @@ class KafkaSource:
         self._started: dict[Partition, int] = {}  # and the offset after the last one returned
         self._ends: dict[Partition, int] = {}  # as last asked for
         self._paused = False
-        self._begged = False
+        self._group = GroupWatch(config, connect_timeout_s)
         self._waiting: dict[tuple[Partition, int], int] = {}  # position: checks that found it
         self._fault: BaseException | None = None
         with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
@@ -142,10 +143,7 @@ class KafkaSource:
     def check(self) -> None:
         """The client rides out an outage in silence: ask for something it cannot know."""
         joined = self._consumer.group_metadata().generation_id >= 0
-        if joined and not (self._standing or self._fresh or self._begged):
-            # A static member is given what it had before, and that may be nothing since the topic
-            # was away for a moment. No one would share it out again (seen).
-            self._begged = True
+        if joined and self._group.has_orphans(self.partitions()):
             self.rejoin()
         asked = list(self._standing) or [Partition(self._topic, 0)]
         found = ask(
@@ -169,6 +167,7 @@ class KafkaSource:
         if self._fault is not None:
             self.tell(Rebalance(lost=self.forget(map(native, list(self._standing)))))
         before, self._fault = self._fault, None
+        self._group.close()
         try:
             ask(self._consumer.close, autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1000)
         finally:

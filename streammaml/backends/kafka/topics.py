@@ -75,6 +75,20 @@ class TopicAdmin:
                 raise BackendError(f"topic {topic['name']}: {why}")
         return {t["name"]: len(t["partitions"]) for t in found if t["error_code"] == 0}
 
+    def orphans(self, group: str, topic: str, partitions: int) -> set[int]:
+        """Partitions of the topic that no member of the group has, though the group is at rest."""
+        found = ask(self._client.describe_groups, [group])[group]
+        if found["group_state"] != "Stable":
+            return set()
+        owned = {
+            index
+            for member in found["members"]
+            for part in (member["member_assignment"] or {}).get("assigned_partitions", ())
+            if part["topic"] == topic
+            for index in part["partitions"]
+        }
+        return set(range(partitions)) - owned
+
     def require(self, names: Iterable[str]) -> None:
         names = list(names)
         there = self.partitions(names)
