@@ -20,6 +20,7 @@ from streammaml.backends.kafka import (
     KafkaStateLog,
     TopicAdmin,
     client_settings,
+    group_watch,
 )
 from streammaml.backends.kafka.source import STALLED_CHECKS
 from streammaml.backends.ports import Message, Partition, Rebalance
@@ -344,3 +345,28 @@ def stable_end(world: KafkaWorld, topic: str) -> int:
         return end
     finally:
         consumer.close()
+
+
+@pytest.mark.kafka
+def test_a_partition_that_no_member_has_is_found_at_the_second_look(
+    kafka_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_watch, "LOOK_EVERY_S", 0.0)
+    config = unique_config(kafka_servers)
+    with TopicAdmin(config) as admin:
+        admin.ensure()
+    changes: list[Rebalance] = []
+    source = KafkaSource(config, "one", changes.append)
+    watch = group_watch.GroupWatch(config, 10.0)
+    try:
+        wait_until(lambda: bool(source.poll(0.1) or changes), 30, "an assignment")
+
+        assert not watch.has_orphans(2)
+        assert not watch.has_orphans(2)
+        assert not watch.has_orphans(3)  # as if there were one more
+        assert watch.has_orphans(3)
+    finally:
+        watch.close()
+        source.close()
+    assert not watch.has_orphans(2)  # a group that is not at rest has none
+    watch.close()
