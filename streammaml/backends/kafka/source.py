@@ -338,7 +338,7 @@ def _consumer_settings(config: Config, instance: str, connect_timeout_s: float) 
         "max_poll_records": config.worker.max_poll_records,
         "max_poll_interval_ms": k.max_poll_interval_ms,
         "session_timeout_ms": k.session_timeout_ms,
-        "heartbeat_interval_ms": min(3000, k.session_timeout_ms // 3),
+        "heartbeat_interval_ms": min(1000, k.session_timeout_ms // 3),
         "fetch_min_bytes": 65_536,
         "fetch_max_wait_ms": 100,
         "max_partition_fetch_bytes": max(
