@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -52,6 +54,10 @@ def canonical(value: Label) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+BUILT_IN = ("mlp", "linear")
+CUSTOM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class FeatureType(StrEnum):
@@ -127,7 +133,11 @@ class LearnerConfig(_Part):
     """The profile ``maml``: one gradient-adapted network for each context."""
 
     profile: Literal["maml"] = "maml"
-    network: Literal["mlp", "linear"] = "mlp"
+    network: str = "mlp"
+    """``mlp``, ``linear``, or where to import a factory of torch modules: ``package.module:name``.
+
+    The factory is called with the numbers of inputs and of outputs.
+    """
     hidden: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (64, 64)
     inner_steps: int = Field(default=5, ge=1, le=50)
     inner_rate: float = Field(default=0.1, gt=0, le=10)
@@ -141,7 +151,18 @@ class LearnerConfig(_Part):
     max_contexts: int = Field(default=100_000, ge=1)
     seed: int = 0
     initialization: str = ""
+    follow: bool = True
+    """Take over what the outer loop publishes."""
     detector: DetectorConfig = DetectorConfig()
+
+    @field_validator("network")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if value not in BUILT_IN and not CUSTOM.fullmatch(value):
+            raise ValueError(
+                f"learner.network must be mlp, linear or package.module:factory, got {value!r}"
+            )
+        return value
 
     @field_validator("warmup")
     @classmethod
@@ -238,6 +259,44 @@ class StateConfig(_Part):
     min_free_mb: float = Field(default=256.0, ge=0)
 
 
+class EpisodesConfig(_Part):
+    """What the worker sends to the outer loop: windows of labelled events, for it to train on."""
+
+    enabled: bool = True
+    every: int = Field(default=16, ge=16)
+    """At most one episode in so many labels of a context."""
+    per_second: float = Field(default=100.0, gt=0)
+    """At most so many of one worker; the others are dropped and counted."""
+
+
+class OuterConfig(_Part):
+    """The outer loop: how it trains, and what it keeps to train on."""
+
+    rule: Literal["fomaml", "maml", "metasgd", "anil", "reptile"] = "fomaml"
+    group: str = ""
+    """Loops of one group fence each other [default: kafka.group]."""
+    steps: int = Field(default=400, ge=1)
+    """At most so many outer steps in a run."""
+    seconds: float = Field(default=60.0, gt=0)
+    """At most so long a run trains."""
+    meta_batch: int = Field(default=24, ge=1, le=4096)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    clip_norm: float = Field(default=5.0, gt=0)
+    feature_nets: bool = True
+    reservoir_context: int = Field(default=512, ge=8)
+    """Episodes kept of one context."""
+    reservoir_total: int = Field(default=20_000, ge=64)
+    reservoir_mb: float = Field(default=512.0, gt=0)
+    validation: int = Field(default=512, ge=16)
+    """Held-out episodes that a candidate is judged by, the newest ones."""
+    margin: float = Field(default=0.02, ge=0)
+    """By how much of its loss a candidate may be worse than the incumbent, at most."""
+    keep_versions: int = Field(default=100, ge=2)
+    threads: int = Field(default=1, ge=1)
+    seed: int = 0
+    port: int = Field(default=9109, ge=0, le=65535)
+
+
 class WebConfig(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=9108, ge=0, le=65535)
@@ -251,6 +310,8 @@ class Config(_Part):
     topics: TopicsConfig = TopicsConfig()
     worker: WorkerConfig = WorkerConfig()
     state: StateConfig = StateConfig()
+    episodes: EpisodesConfig = EpisodesConfig()
+    outer: OuterConfig = OuterConfig()
     web: WebConfig = WebConfig()
 
     @field_validator("features")
@@ -377,10 +438,42 @@ def schema_fingerprint(config: Config) -> str:
 def spec_of(config: Config) -> Spec:
     """The model that this configuration describes; inputs are scaled twice, so 2D of them."""
     width = sum(len(f.categories) or 1 for f in config.features)
-    hidden = config.learner.hidden if config.learner.network == "mlp" else ()
+    network, outputs = config.learner.network, config.label.slots
+    custom = network not in BUILT_IN
+    hidden = config.learner.hidden if network == "mlp" else ()
     return Spec(
         task=config.label.task,
-        sizes=(2 * width, *hidden, config.label.slots),
+        sizes=(2 * width, *hidden, outputs),
         steps=config.learner.inner_steps,
         schema=schema_fingerprint(config),
+        network=network if custom else "",
+        parameters=parameters_of(network, 2 * width, outputs) if custom else (),
     )
+
+
+@lru_cache(maxsize=16)
+def parameters_of(path: str, inputs: int, outputs: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Name and shape of each parameter of a custom network; ConfigError if it cannot be made."""
+    module = make_network(path, inputs, outputs)
+    try:
+        found = tuple((str(name), tuple(p.shape)) for name, p in module.named_parameters())
+    except AttributeError as error:
+        raise ConfigError(
+            f"learner.network: {path} gives a {type(module).__name__}, no torch.nn.Module"
+        ) from error
+    if not found:
+        raise ConfigError(f"learner.network: {path} gives a module without parameters")
+    return found
+
+
+def make_network(path: str, inputs: int, outputs: int) -> Any:
+    """What the factory gives: a torch module, in a package that needs no torch otherwise."""
+    module_name, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+        return factory(inputs, outputs)
+    except Exception as error:  # it is the user's code
+        raise ConfigError(
+            f"learner.network: cannot make {path} with {inputs} inputs and {outputs} outputs: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -15,7 +15,7 @@ from streammaml.config import Config, spec_of
 from streammaml.errors import StreamMAMLError
 from streammaml.learner import detectors
 from streammaml.learner.kernels.compiler import FOLDER, is_cached
-from streammaml.serving import load_initialization
+from streammaml.starts import load_start
 
 SAFE_BARRIERS = 10
 """Retention must hold the events of so many barriers: a late one must not be a loss."""
@@ -67,7 +67,7 @@ def _detector(config: Config) -> str:
 
 
 def _initialization(config: Config) -> str:
-    initialization = load_initialization(config)
+    initialization = load_start(config)
     origin = config.learner.initialization or f"drawn from seed {config.learner.seed}"
     return f"version {initialization.version}, {origin}"
 

@@ -2,7 +2,9 @@
 
 * :exc:`StreamMAMLError`
     * :exc:`ConfigError`             the operator: the process refuses to start (exit 78)
-    * :exc:`InitializationError`     the operator: unreadable, or made for another model (exit 78)
+    * :exc:`InitializationError`     the operator: it cannot be read (exit 78)
+        * :exc:`MisfitError`         the operator: it was made for another model
+        * :exc:`NonFiniteError`      the operator: it holds a number that is not finite
     * :exc:`InputError`              the operator: a file named in a command is no table (exit 2)
     * :exc:`RejectedError`           the producer: the record goes to the dead-letter topic
     * :exc:`TooManyRejectedError`    the operator: the topic is not what the schema says (exit 1)
@@ -40,6 +42,14 @@ class InitializationError(StreamMAMLError):
     """The initialization cannot be read or was made for another model."""
 
     exit_code = 78
+
+
+class MisfitError(InitializationError):
+    """The initialization was made for another model."""
+
+
+class NonFiniteError(InitializationError):
+    """The initialization holds a number that is not finite."""
 
 
 class InputError(StreamMAMLError):

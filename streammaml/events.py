@@ -103,6 +103,27 @@ class Batch:
             object.__setattr__(self, "times", np.full(size, np.nan))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """A window of one context's labelled events, oldest first: support set, then query set."""
+
+    context: Context
+    partition: int
+    labels: int
+    """Of the context, when this was emitted: the window is its labels up to this one."""
+    support: int
+    """n: the first examples are the support set, the others the query set."""
+    x: Float32s  # [n + Q, D], raw, NaN where missing
+    y: Floats  # [n + Q], class slot, or value
+    offsets: Ints  # [n + Q], of the events; −1: not from a log
+    label_offsets: Ints  # [n + Q], of their labels
+    shift: Floats  # [2, D] what the stream's scaler, and the context's, subtracts from x
+    inverse: Floats  # [2, D] and multiplies by then; 0 where constant
+    y_scale: Floats  # [2] mean and standard deviation of the labels
+    classes: tuple[Label, ...] = ()
+    """By slot, as the partition knew them; empty in a regression."""
+
+
 class Packed(NamedTuple):
     """What the core decided about a batch, in few arrays; :class:`Decisions` names their rows."""
 

@@ -3,9 +3,15 @@
 Rule: plain NumPy arrays and strings, so that neither side needs the other's library. On disk and
 on the wire it is safetensors, never pickle, and nothing is used before it is checked.
 
-Tensors, for a network of L layers (``sizes`` has L+1 entries):
-    ``{i}.weight`` [sizes[i], sizes[i+1]]     ``{i}.bias`` [sizes[i+1]]     float32
-    ``rates`` [steps, 2L]                     rate of inner step k on tensor j (weight 0, bias 0, …)
+Tensors, all float32. Of a network of L layers (``sizes`` has L+1 entries), J = 2L of them:
+    ``{i}.weight`` [sizes[i], sizes[i+1]]     ``{i}.bias`` [sizes[i+1]]
+Of a custom network its own J parameters by name. In both cases
+    ``rates`` [steps, J]                      rate of inner step k on tensor j; 0: it stays
+    ``parameter_rates`` [P]                   Meta-SGD: a factor for each parameter; may be absent
+and, where the outer loop has trained them, two feature nets with their heads' priors, N = ``f``
+(64-64, ReLU, H = 65 features) and ``g`` (64-16, tanh, H = 17), the constant among the features:
+    ``N/0.weight`` [F, 64]   ``N/0.bias`` [64]   ``N/1.weight`` [64, H−1]   ``N/1.bias`` [H−1]
+    ``N/head`` [H, K]   ``N/log_ridge`` []   ``N/log_scale`` []   in a regression ``g/log_noise`` []
 """
 
 from __future__ import annotations
@@ -21,10 +27,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from streammaml.errors import InitializationError
+from streammaml.errors import InitializationError, MisfitError, NonFiniteError
 from streammaml.events import Float32s, Label, Task
 
 MAX_BYTES = 256 * 1024 * 1024
+HIDDEN = 64
+FEATURE_WIDTHS = {"f": 64, "g": 16}
+"""Of the feature nets: the numbers that the second layer gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,26 +42,64 @@ class Spec:
 
     task: Task
     sizes: tuple[int, ...]
+    """Of a custom network its inputs and outputs only."""
     steps: int
     schema: str
     """Fingerprint of what inputs and outputs mean: ``config.schema_fingerprint``."""
+    network: str = ""
+    """Of a custom network the path that it is imported by: ``package.module:factory``."""
+    parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Of a custom network the name and shape of each parameter, in its own order."""
 
     @property
     def layers(self) -> int:
         return len(self.sizes) - 1
 
     @property
+    def outputs(self) -> int:
+        """K."""
+        return self.sizes[-1]
+
+    @property
     def fingerprint(self) -> str:
-        text = json.dumps([self.task, self.sizes, self.steps, self.schema])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        parts: list[object] = [self.task, self.sizes, self.steps, self.schema]
+        if self.network:
+            parts += [self.network, self.parameters]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor, in their order in a flat parameter vector."""
+        if self.network:
+            return dict(self.parameters)
         shapes: dict[str, tuple[int, ...]] = {}
         for i, (fan_in, fan_out) in enumerate(pairwise(self.sizes)):
             shapes[f"{i}.weight"] = (fan_in, fan_out)
             shapes[f"{i}.bias"] = (fan_out,)
         return shapes
+
+    def optional_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the tensors that may be absent, each group as a whole."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "parameter_rates": (sum(math.prod(shape) for shape in self.shapes().values()),)
+        }
+        for net, width in FEATURE_WIDTHS.items():
+            shapes |= {
+                f"{net}/0.weight": (self.sizes[0], HIDDEN),
+                f"{net}/0.bias": (HIDDEN,),
+                f"{net}/1.weight": (HIDDEN, width),
+                f"{net}/1.bias": (width,),
+                f"{net}/head": (width + 1, self.outputs),
+                f"{net}/log_ridge": (),
+                f"{net}/log_scale": (),
+            }
+        if self.task is Task.REGRESSION:
+            shapes["g/log_noise"] = ()
+        return shapes
+
+
+def group_of(tensor: str) -> str:
+    """Which of the optional groups a tensor belongs to: those with one name go together."""
+    return tensor.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +115,11 @@ class Initialization:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        expected = {**self.spec.shapes(), "rates": (self.spec.steps, 2 * self.spec.layers)}
+        own = self.spec.shapes()
+        expected = {**own, "rates": (self.spec.steps, len(own))}
+        optional = self.spec.optional_shapes()
+        there = {group_of(name) for name in self.tensors if name in optional}
+        expected |= {name: shape for name, shape in optional.items() if group_of(name) in there}
         if set(self.tensors) != set(expected):
             raise InitializationError(
                 f"expected the tensors {sorted(expected)}, found {sorted(self.tensors)}"
@@ -80,7 +131,7 @@ class Initialization:
                     f"tensor {name}: expected float32 {shape}, found {tensor.dtype} {tensor.shape}"
                 )
             if not np.isfinite(tensor).all():
-                raise InitializationError(f"tensor {name} holds a value that is not finite")
+                raise NonFiniteError(f"tensor {name} holds a value that is not finite")
 
     def theta(self) -> Float32s:
         """All weights and biases as one flat vector [P], in the order of ``Spec.shapes``."""
@@ -110,6 +161,8 @@ def encode(initialization: Initialization) -> bytes:
         "sizes": list(initialization.spec.sizes),
         "steps": initialization.spec.steps,
         "schema": initialization.spec.schema,
+        "network": initialization.spec.network,
+        "parameters": initialization.spec.parameters,
         "version": initialization.version,
         "parent": initialization.parent,
         "classes": list(initialization.classes),
@@ -130,6 +183,11 @@ def decode(payload: bytes) -> Initialization:
             sizes=tuple(int(n) for n in header["sizes"]),
             steps=int(header["steps"]),
             schema=str(header["schema"]),
+            network=str(header.get("network", "")),
+            parameters=tuple(
+                (str(name), tuple(int(n) for n in shape))
+                for name, shape in header.get("parameters", ())
+            ),
         )
         return Initialization(
             spec=spec,
@@ -139,22 +197,26 @@ def decode(payload: bytes) -> Initialization:
             classes=tuple(header["classes"]),
             notes={str(k): str(v) for k, v in header["notes"].items()},
         )
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise InitializationError(f"not an initialization: {error}") from error
 
 
 def check_fits(initialization: Initialization, spec: Spec) -> None:
-    """Raise InitializationError, naming the difference, unless it was made for ``spec``."""
+    """Raise MisfitError, naming the difference, unless it was made for ``spec``."""
     found = initialization.spec
     if found == spec:
         return
-    if found.schema != spec.schema:
+    if found.network != spec.network:
+        difference = f"its network is {found.network or 'built in'}, not {spec.network or 'so'}"
+    elif found.schema != spec.schema:
         difference = "its features or classes differ"
     elif found.sizes != spec.sizes:
         difference = f"its network is {found.sizes}, not {spec.sizes}"
-    else:
+    elif found.steps != spec.steps:
         difference = f"it has {found.steps} inner steps, not {spec.steps}"
-    raise InitializationError(
+    else:
+        difference = "the parameters of its network have other names or shapes"
+    raise MisfitError(
         f"the initialization does not fit the configuration: {difference}; "
         "train one with `streammaml outer --from FILE --once` under this configuration"
     )

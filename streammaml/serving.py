@@ -6,19 +6,17 @@ import gc
 import threading
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
-from pathlib import Path
 
 import structlog
 
-from streammaml import initialization as initializations
 from streammaml.backends.kafka import KafkaPlainSink, KafkaSink, KafkaSource, KafkaStateLog
 from streammaml.backends.ports import Clients, OnRebalance
-from streammaml.config import Config, spec_of
-from streammaml.errors import InitializationError
-from streammaml.initialization import Initialization, check_fits, draw
+from streammaml.config import Config
+from streammaml.initialization import Initialization
 from streammaml.learner import warm_up
 from streammaml.learner.kernels.compiler import is_cached
 from streammaml.observers import watched
+from streammaml.starts import load_start
 from streammaml.watchdog import Watchdog
 from streammaml.worker import Connect, Worker
 
@@ -32,7 +30,7 @@ def serve(config: Config, stop: threading.Event) -> bool:
 
     False if stopped while the kernels compile: that goes on in a thread nobody can interrupt.
     """
-    initialization = load_initialization(config)
+    initialization = load_start(config)
     watch, server = watched(config)
     with server:
         log.info("web_ready", address=server.address)
@@ -89,20 +87,3 @@ def kafka_clients(config: Config) -> Connect:
         return clients
 
     return connect
-
-
-def load_initialization(config: Config) -> Initialization:
-    """The configured file's, or version 0: drawn from the seed, equal on all workers."""
-    spec, learner = spec_of(config), config.learner
-    if not learner.initialization:
-        return draw(spec, learner.seed, learner.inner_rate)
-    try:
-        payload = Path(learner.initialization).read_bytes()
-    except OSError as error:
-        raise InitializationError(
-            f"cannot read {learner.initialization}: {error.strerror}; `streammaml outer "
-            "--from FILE --once` writes one"
-        ) from error
-    initialization = initializations.decode(payload)
-    check_fits(initialization, spec)
-    return initialization

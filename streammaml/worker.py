@@ -265,7 +265,7 @@ class Worker:
         for partition, tenure in due.items():
             barrier += tenure.barrier()
             self._offsets[partition] = tenure.commit_offset  # so that the broker fences a zombie
-        source, sink, _ = self._clients
+        source, sink, *_ = self._clients
         try:
             positions = sink.commit(self._offsets, source.member(), barrier, self._stop)
         except BackendError as error:
@@ -333,7 +333,7 @@ class Worker:
     def _start(self, partition: Partition, offset: int) -> None:
         """Let a restored partition flow, past what was found unreadable."""
         assert self._clients is not None
-        source, sink, _ = self._clients
+        source, sink, *_ = self._clients
         tenure = self._tenures[partition]
         where, tries = self._unreadable.get(partition, (-1, 0))
         if where == offset and tries >= UNREADABLE_TRIES:

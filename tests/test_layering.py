@@ -23,9 +23,10 @@ LAYERS = [
     {"learner", "meta"},
     {"backends"},
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox"}
-    | {"meta_trainer", "evaluation", "feed", "compat"},
+    | {"meta_trainer", "following", "starts", "evaluation", "feed", "compat"},
     # What the commands do, each imported when it is called.
-    {"observers", "config_file", "serving", "jobs", "training", "doctor", "demo"} | {"inspection"},
+    {"observers", "config_file", "serving", "jobs", "training", "outer", "doctor", "demo"}
+    | {"inspection"},
     {"flags", "process"},
     {"cli", "__main__"},
     {"__init__"},  # the package's front door may name anything

@@ -218,9 +218,36 @@ class StateLog(Protocol):
     def close(self) -> None: ...
 
 
+class Tail(Protocol):
+    """Follows whole topics without a group, as read_committed sees them."""
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        """Return what has come after at most ``timeout_s``, of each partition in offset order."""
+        ...
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all was returned that the topic held when the tail was made."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Publisher(Protocol):
+    """Writes to ``initializations``; the newest publisher of a group fences the older ones."""
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Make the messages visible, all or none. FencedError if superseded."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Clients(NamedTuple):
-    """All that one life of the worker talks to; closed in the order sink, source, state."""
+    """All that one life of the worker talks to; closed in the order sink, source, state, tail."""
 
     source: Source
     sink: Sink
     state: StateLog
+    initializations: Tail | None = None
+    """From the beginning of the topic; None: not followed."""
