@@ -42,7 +42,8 @@ from streammaml.errors import BackendError, FencedError, StoreError, UnreadableE
 from streammaml.initialization import Initialization, draw
 from streammaml.partition import Played
 from streammaml.recovery import BARRIER_KEY, read_barrier
-from streammaml.worker import Kept, TransactionResult, Worker
+from streammaml.reporting import Kept, LoadResult, TransactionResult
+from streammaml.worker import Worker
 
 NEVER = 1e9
 MAX_TURNS = 600
@@ -631,6 +632,7 @@ class _Counter:
 
     def lag(self, lag: dict[Partition, int]) -> None: ...
     def kept(self, kept: Kept) -> None: ...
+    def initialization(self, result: LoadResult, version: int) -> None: ...
 
 
 @contextmanager
