@@ -18,7 +18,7 @@ from streammaml.config import Config
 from streammaml.inspection.running import find_context, list_contexts
 from streammaml.partition import Played
 from streammaml.query import Query
-from streammaml.reporting import Kept, TransactionResult
+from streammaml.reporting import Kept, LoadResult, TransactionResult
 from streammaml.worker import Worker
 
 ASK_LIMIT_S = 5.0
@@ -72,6 +72,8 @@ class Watch:
             metrics.rejected(reason, count)
         if played.unknown_categories:
             metrics.unknown_categories(played.unknown_categories)
+        for result, count in played.episodes.items():
+            metrics.episodes(result, count)
         metrics.observe(played.batch, played.decisions, now_s)
         times = [timestamp_s(event) for event in played.events]
         metrics.event_times(np.array([math.nan if t is None else t for t in times]), now_s)

@@ -36,10 +36,11 @@ from streammaml.errors import (
     UnavailableError,
     UnreadableError,
 )
+from streammaml.following import Follower
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
 from streammaml.mailbox import Mailbox
-from streammaml.partition import Played, RejectionLimit
+from streammaml.partition import EpisodeBudget, Played, RejectionLimit
 from streammaml.patience import Patience
 from streammaml.recovery import check_partitions
 from streammaml.reporting import Kept, Observer, Reporter, TransactionResult
@@ -56,6 +57,8 @@ UNREADABLE_TRIES = 3
 DISK_CHECK_S = 5.0
 CHECK_EVERY_S = 5.0
 LAG_EVERY_S = 1.0
+FOLLOW_EVERY_S = 1.0
+TAIL_LIMIT_S = 10.0
 FENCED_AGAIN_S = 60.0
 
 log = structlog.get_logger(__name__)
@@ -80,9 +83,11 @@ class Worker:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
-        self._initialization = initialization
         self._connect = connect
         self._tell = Reporter(observers)
+        self._follower = Follower(config, initialization, self._tell)
+        episodes = config.episodes
+        self._budget = EpisodeBudget(episodes.per_second) if episodes.enabled else None
         self._publish = publish
         self._beat = beat
         self._tenures: dict[Partition, Tenure] = {}
@@ -93,6 +98,7 @@ class Worker:
         self._uncommitted = 0
         self._pace_s = 0.0  # of one record, lately
         self._committed_at = self._checked_at = self._lag_at = time.monotonic()
+        self._followed_at = 0.0
         self._disk_at = 0.0
         self._lost = False
         self._rejoined = False  # since connected
@@ -168,6 +174,7 @@ class Worker:
         if self._clients is None:
             self._tell.state("starting")
             self._clients = self._connect(self._on_rebalance)
+            self._read_initializations()
             self._checked_at = time.monotonic()
             log.info("connected", topic=self._config.topics.events)
 
@@ -194,6 +201,8 @@ class Worker:
             self._checked_at = now
         if self._due(now):
             self.commit()
+        if now - self._followed_at > FOLLOW_EVERY_S:
+            self._follow(now)
         if now - self._lag_at > LAG_EVERY_S:
             self._report(now)
         return count
@@ -243,6 +252,45 @@ class Worker:
         except BackendError as error:
             log.warning("last_commit_failed", error=str(error))
         self._drop()
+
+    def _read_initializations(self) -> None:
+        """All that is published, before the first partition begins."""
+        assert self._clients is not None
+        tail = self._clients.initializations
+        deadline = time.monotonic() + TAIL_LIMIT_S
+        while tail is not None:
+            self._follower.read(tail, POLL_S, time.monotonic())
+            if tail.caught_up or self._stop.is_set():
+                return
+            if time.monotonic() > deadline:
+                topic = self._config.topics.initializations
+                raise UnavailableError(f"topic {topic!r} could not be read in {TAIL_LIMIT_S:g} s")
+            self._beat()
+
+    def _follow(self, now: float) -> None:
+        """Take over what was published, once it has proved itself on the own windows.
+
+        Between two commits: so each event's version follows from offsets that were committed.
+        """
+        assert self._clients is not None
+        self._followed_at = now
+        tail = self._clients.initializations
+        if tail is None:
+            return
+        self._follower.read(tail, 0.0, now)
+        candidate = self._follower.candidate
+        if candidate is None or self.is_restoring or not self._tenures:
+            return
+        others = [
+            learner
+            for learner in self.learners.values()
+            if not learner.same_initialization(candidate.initialization)
+        ]
+        fresh = self._follower.decide(others, now)
+        if fresh is not None:
+            self.commit()
+            for tenure in self._tenures.values():
+                tenure.use(fresh)
 
     def _arrive(self) -> None:
         """Say of each replay that is over that it is; only holes may be left below its end."""
@@ -499,10 +547,12 @@ class Worker:
             partition,
             self._clients.source.standing(partition),
             self._config,
-            self._initialization,
+            self._follower.first,
             self._limit,
             self._publish,
             self._clients.state if self._config.state.enabled else None,
+            self._budget,
+            settled=self._follower.candidate is None,
         )
 
     def _drop(self) -> None:
@@ -516,7 +566,9 @@ class Worker:
             tenure.close()
         clients, self._clients = self._clients, None
         if clients is not None:
-            for client in (clients.sink, clients.source, clients.state):
+            for client in (clients.sink, clients.source, clients.state, clients.initializations):
+                if client is None:
+                    continue
                 try:
                     client.close()  # the sink aborts what is open
                 except BackendError as error:
