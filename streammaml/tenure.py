@@ -45,9 +45,9 @@ def _place(item: tuple[bytes, bytes | None]) -> int:
     """
     key, value = item
     if key == BARRIER_KEY:
-        return 5
+        return 6
     if key.startswith(INITIALIZATION):
-        return 0
+        return 0 if value is not None else 5
     if key.startswith((WEIGHTS, DETECTOR)):
         return 1 if value is not None else 3
     return 2 if key.startswith(LIGHT) else 4

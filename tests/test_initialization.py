@@ -137,14 +137,14 @@ def test_a_missing_tensor_is_refused() -> None:
 
 
 def test_bytes_and_back_is_the_same_initialization() -> None:
-    drawn = draw(SPEC, 3, classes=("a", 3, True, 2.5))
+    drawn = draw(SPEC, 3, classes=("a", 3, 2.5))
     original = replace(drawn, version=12, parent=11, notes={"gate": "passed, θ"})
 
     decoded = decode(encode(original))
 
     assert decoded.spec == original.spec
     assert (decoded.version, decoded.parent) == (12, 11)
-    assert decoded.classes == ("a", 3, True, 2.5)
+    assert decoded.classes == ("a", 3, 2.5)
     assert [type(c) for c in decoded.classes] == [str, int, bool, float]
     assert decoded.notes == {"gate": "passed, θ"}
     for name, tensor in original.tensors.items():

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.errors import DamagedError
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
 from streammaml.initialization import Initialization, check_fits
 from streammaml.learner import detectors
@@ -32,7 +31,7 @@ from streammaml.learner.state import (
     new_scratch,
     new_stream,
 )
-from streammaml.learner.versions import Versions, is_same
+from streammaml.learner.versions import Versions
 from streammaml.learner.watch import Watch
 from streammaml.query import Sort
 from streammaml.sealed import OVERHEAD_BYTES
@@ -66,18 +65,16 @@ class Learner:
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
-        self._meta = meta_of(initialization)
         known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._form = Format(config)
         self._versions = Versions(self._spec, self._form.fingerprint)
-        self._versions.keep(initialization)
+        self._versions.use(initialization, self.labels.classes)
         self._watch = Watch(self._prototype, self._form.fingerprint)
-        self._memory = Memory(
-            config, self._form, self._versions.thetas, self._stream, self._watch, shelf
-        )
+        self._memory = Memory(config, self._form, self._versions, self._stream, self._watch, shelf)
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
+        self._meta = meta_of(self._versions.current)
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
         self._taken_at = self._expired = 0
         self._new_bundle()
@@ -134,14 +131,15 @@ class Learner:
     # --- the initialization --------------------------------------------------------------------
 
     def swap(self, initialization: Initialization) -> None:
-        """Use a new initialization; fast weights stay until their next adaptation from θ.
+        """Use a new initialization, from now on for every context that stands at θ.
 
-        InitializationError if it was made for another model or another order of classes, or if
-        this partition knows its version with other numbers.
+        Fast weights of their own stay until the next adaptation from θ. Its outputs take the slots
+        that their classes have here; classes not seen yet take the next ones, while there are any.
+        InitializationError if it was made for another model, if it is another one under the number
+        in use, or, of a custom network, if its classes have another order.
         """
-        check_fits(initialization, self._spec)
-        self.labels.check_order(initialization.classes)
-        self._versions.keep(initialization)
+        self._check_fits(initialization)
+        self._versions.check(initialization)
         self._use(initialization)
 
     def check_version(self, initialization: Initialization) -> None:
@@ -150,11 +148,19 @@ class Learner:
 
     def same_initialization(self, initialization: Initialization) -> bool:
         """Whether this version with these numbers is in use."""
-        version = initialization.version
-        return version == self.version and is_same(self._versions[version], initialization)
+        return self._versions.is_same(initialization)
+
+    def _check_fits(self, initialization: Initialization) -> None:
+        check_fits(initialization, self._spec)
+        if self._spec.network:
+            self.labels.check_order(initialization.classes)
 
     def _use(self, initialization: Initialization) -> None:
-        self._meta = meta_of(initialization)
+        if not self._spec.network:
+            self.labels.foresee(initialization.classes)
+        self._versions.use(initialization, self.labels.classes)
+        self._meta = meta_of(self._versions.current)
+        self._memory.swapped()
         self._new_bundle()
 
     # --- events --------------------------------------------------------------------------------
@@ -262,13 +268,11 @@ class Learner:
         if STREAM not in values:
             return
         version, classes = self._form.unpack_stream(values[STREAM], self._stream)
-        self._versions.restore(values)
-        if version not in self._versions.thetas:
-            raise DamagedError(f"initialization version {version} is in use, and is not stored")
+        stored = self._versions.read(values, version)
         self.labels = Labels(self._config.label, classes)
         self._stream.marks[:] = 0
         self._stream.marks[BARRIER] = self._taken_at = self.events
-        self._use(self._versions[version])
+        self._use(stored)
 
     def sweep(self) -> list[bytes]:
         """Drop the contexts that were not seen for longer than ``state.ttl_s``; keys to delete.
@@ -299,7 +303,8 @@ class Learner:
             return None
         records, weights, inputs = found
         record, classes = records[0], self.labels.classes
-        theta = self._versions.thetas.get(int(record["version"]))
+        same = int(record["version"]) == self.version
+        theta = self._versions.theta if same else None
         sizes = self._form.sizes(record) | {"detector": self._watch.size(inputs)}
         return describe(self._config, context, record, weights[0], theta, inputs, classes, sizes)
 

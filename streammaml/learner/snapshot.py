@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streammaml.config import Config, canonical, spec_of
+from streammaml.config import Config, spec_of
 from streammaml.errors import DamagedError
-from streammaml.events import Context, Float32s, Label, Task
+from streammaml.events import Context, Float32s, Label, Task, canonical
 from streammaml.learner import detectors
 from streammaml.learner.state import ContextState, Ints, StreamState
 from streammaml.sealed import OVERHEAD_BYTES, seal, unseal
@@ -328,11 +328,3 @@ def _is_possible(record: Any) -> bool:
 
 def _damaged(key: bytes, why: str) -> DamagedError:
     return DamagedError(f"the stored value of {key!r:.80} is damaged: {why}")
-
-
-def version_of(key: bytes) -> int:
-    """The version of an ``@init/`` key; DamagedError where it has none."""
-    text = key.removeprefix(INITIALIZATION)
-    if not text.isdigit():
-        raise _damaged(key, "its key has no version")
-    return int(text)
