@@ -247,8 +247,8 @@ def make_whole(classes: tuple[Label, ...], outputs: int = 4) -> Initialization:
     """All optional tensors; every column of the outputs is filled with its slot."""
     spec = replace(SPEC, sizes=(6, 5, outputs))
     slots = np.arange(outputs, dtype=np.float32)
-    optional = {name: np.ones(shape) for name, shape in spec.optional_shapes().items()}
-    tensors = {k: v.astype(np.float32) for k, v in {**draw(spec, 1).tensors, **optional}.items()}
+    tensors = dict(draw(spec, 1).tensors)
+    tensors |= {k: np.ones(shape, np.float32) for k, shape in spec.optional_shapes().items()}
     for name in ("1.weight", "1.bias", "f/head", "g/head"):
         tensors[name] = np.zeros_like(tensors[name]) + slots
     tensors["parameter_rates"][35:] = np.tile(slots, 6)
