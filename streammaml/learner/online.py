@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
+from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Floats, Packed, Task
 from streammaml.initialization import Initialization, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
-from streammaml.learner.kernels.bundle import bundle
+from streammaml.learner.kernels import trial
+from streammaml.learner.kernels.bundle import Bundle, bundle
 from streammaml.learner.listing import Column, Glances, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
@@ -25,6 +26,7 @@ from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
     ContextState,
     Ints,
+    Meta,
     Policy,
     meta_of,
     new_packed,
@@ -150,6 +152,24 @@ class Learner:
         """Whether this version with these numbers is in use."""
         return self._versions.is_same(initialization)
 
+    def held_out_losses(self, candidate: Initialization, limit: int, labels: int) -> Floats:
+        """Losses [2, n] of the initialization in use, and of one that :meth:`swap` could use.
+
+        Each after a warm-up on the older examples of a context, on its newest; of those contexts
+        in memory that were used last and have so many ``labels`` since their segment began, at
+        most ``limit``. NaN where the adaptation diverged. It changes nothing.
+        """
+        self._check_fits(candidate)
+        contexts = self._contexts
+        rows = np.flatnonzero((contexts.version >= 0) & (contexts.segment >= labels))
+        rows = rows[np.argsort(-contexts.used[rows], kind="stable")][:limit]
+        other = meta_of(self._versions.arranged(candidate, self.labels.classes))
+        packed = new_packed(0, self._stream.known.shape[0])
+        losses = np.empty((2, len(rows)))
+        trial.held_out_losses(self._bundle, packed, rows, losses[0])
+        trial.held_out_losses(self._bundle_of(other), packed, rows, losses[1])
+        return losses
+
     def _check_fits(self, initialization: Initialization) -> None:
         check_fits(initialization, self._spec)
         if self._spec.network:
@@ -205,7 +225,10 @@ class Learner:
     def _new_bundle(self) -> None:
         """Again whenever an array was replaced."""
         self._bundled = self._contexts
-        self._bundle = bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch)
+        self._bundle = self._bundle_of(self._meta)
+
+    def _bundle_of(self, meta: Meta) -> Bundle:
+        return bundle(self._contexts, self._stream, meta, self._policy, self._scratch)
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
@@ -354,3 +377,4 @@ def warm_up(config: Config, initialization: Initialization) -> None:
     learner = Learner(config, initialization)
     x = np.zeros((1, learner.width), np.float32)
     learner.step(Batch(contexts=[""], x=x, y=np.zeros(1)))
+    learner.held_out_losses(initialization, limit=1, labels=4)

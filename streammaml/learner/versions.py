@@ -37,14 +37,14 @@ class Versions:
         return self._published.version
 
     def use(self, initialization: Initialization, classes: Sequence[Label]) -> None:
-        """From now on this one, whose classes are to have the slots that they have in ``classes``.
-
-        They may not have: of a custom network nobody knows which numbers belong to a class.
-        """
+        """From now on this one; ``classes`` of the partition by slot."""
         self._published = initialization
-        custom = self._spec.network != ""
-        self.current = initialization if custom else arranged(initialization, classes)
+        self.current = self.arranged(initialization, classes)
         self.theta = self.current.theta()
+
+    def arranged(self, initialization: Initialization, classes: Sequence[Label]) -> Initialization:
+        """With its classes in these slots; not of a custom network, whose outputs nobody knows."""
+        return initialization if self._spec.network else arranged(initialization, classes)
 
     def is_same(self, initialization: Initialization) -> bool:
         """Whether it is the one in use, to the bit in what the learner computes with."""
