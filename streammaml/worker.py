@@ -37,6 +37,7 @@ from streammaml.errors import (
 )
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.learner.kernels.callbacks import Network
 from streammaml.mailbox import Mailbox
 from streammaml.partition import Played, RejectionLimit
 from streammaml.recovery import check_partitions
@@ -127,9 +128,11 @@ class Worker:
         observers: Sequence[Observer] = (),
         publish: bool = True,
         beat: Callable[[], None] = lambda: None,
+        network: Network | None = None,
     ) -> None:
         self._config = config
         self._initialization = initialization
+        self._network = network
         self._connect = connect
         self._observers = tuple(observers)
         self._publish = publish
@@ -575,6 +578,7 @@ class Worker:
             self._limit,
             self._publish,
             self._clients.state if self._config.state.enabled else None,
+            self._network,
         )
 
     def _drop(self) -> None:

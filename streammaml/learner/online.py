@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.errors import DamagedError
+from streammaml.errors import ConfigError, DamagedError
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
-from streammaml.initialization import Initialization, check_fits
+from streammaml.initialization import Initialization, Spec, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels.bundle import bundle
+from streammaml.learner.kernels.callbacks import Callbacks, Network
 from streammaml.learner.listing import Column, Glances, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
@@ -26,6 +27,7 @@ from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
     ContextState,
     Ints,
+    Meta,
     Policy,
     meta_of,
     new_packed,
@@ -56,7 +58,11 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, initialization: Initialization, shelf: Shelf | None = None
+        self,
+        config: Config,
+        initialization: Initialization,
+        shelf: Shelf | None = None,
+        network: Network | None = None,
     ) -> None:
         learner = config.learner
         self._config = config
@@ -66,7 +72,8 @@ class Learner:
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
-        self._meta = meta_of(initialization)
+        self._callbacks = callbacks_of(self._spec, network)
+        self._meta = self._meta_of(initialization)
         known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._form = Format(config)
@@ -154,8 +161,12 @@ class Learner:
         return version == self.version and is_same(self._versions[version], initialization)
 
     def _use(self, initialization: Initialization) -> None:
-        self._meta = meta_of(initialization)
+        self._meta = self._meta_of(initialization)
         self._new_bundle()
+
+    def _meta_of(self, initialization: Initialization) -> Meta:
+        outside = self._callbacks
+        return meta_of(initialization, None if outside is None else outside.addresses)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -167,6 +178,7 @@ class Learner:
         """Predict and score every event with what was known before it, then learn from it.
 
         DamagedError and IncompatibleError where the shelf holds what is no state of this model.
+        What a network of the user's own raises comes out as it is; the learner is of no use then.
         """
         size = len(batch.contexts)
         self._check(batch)
@@ -213,10 +225,19 @@ class Learner:
         assert len(batch.times) == len(batch.offsets) == len(x)
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         if self._prototype is None:
+            x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
             kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
-            return
+        else:
+            self._play_watched(batch, rows, first, last, packed)
+        if self._callbacks is not None:
+            self._callbacks.check()
+
+    def _play_watched(
+        self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed
+    ) -> None:
+        """The same with a detector in Python."""
+        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         decisions = Decisions(packed)
         for i in range(first, last):
             row = int(rows[i])
@@ -322,6 +343,19 @@ class Learner:
         return describe_glances(self._config, found)
 
 
+def callbacks_of(spec: Spec, network: Network | None) -> Callbacks | None:
+    """The kernel's way to a network of the user's own; None of one that is compiled."""
+    if not spec.network:
+        return None
+    if network is None:
+        raise ConfigError(
+            f"learner.network: {spec.network} is not compiled, so the learner must be given it: "
+            "`starts.load_network` makes it"
+        )
+    assert network.spec == spec
+    return Callbacks(network.passes(), spec)
+
+
 def policy_of(config: Config) -> Policy:
     """The kernel's constants from the configuration."""
     learner = config.learner
@@ -344,8 +378,8 @@ def policy_of(config: Config) -> Policy:
     )
 
 
-def warm_up(config: Config, initialization: Initialization) -> None:
+def warm_up(config: Config, initialization: Initialization, network: Network | None = None) -> None:
     """Compile the kernels, or load them from the cache, by playing one event."""
-    learner = Learner(config, initialization)
+    learner = Learner(config, initialization, network=network)
     x = np.zeros((1, learner.width), np.float32)
     learner.step(Batch(contexts=[""], x=x, y=np.zeros(1)))
