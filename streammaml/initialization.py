@@ -153,7 +153,12 @@ class Initialization:
 def draw(
     spec: Spec, seed: int, rate: float = 0.1, classes: tuple[Label, ...] = ()
 ) -> Initialization:
-    """Version 0: He-normal weights, the last layer scaled by .3, biases 0; equal on all workers."""
+    """Version 0: He-normal weights, the last layer scaled by .3, biases 0; equal on all workers.
+
+    InitializationError of a custom network, whose factory draws (``starts.version_zero``).
+    """
+    if spec.network:
+        raise InitializationError(f"the factory of {spec.network} draws its version 0 itself")
     rng = np.random.default_rng(seed)
     tensors: dict[str, Float32s] = {}
     for name, shape in spec.shapes().items():

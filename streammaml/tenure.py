@@ -19,6 +19,7 @@ from streammaml.config import Config
 from streammaml.errors import UnavailableError
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.learner.kernels.callbacks import Network
 from streammaml.learner.snapshot import DETECTOR, INITIALIZATION, LIGHT, WEIGHTS, is_expired
 from streammaml.partition import EpisodeBudget, PartitionPlayer, Played, RejectionLimit
 from streammaml.recovery import (
@@ -72,12 +73,14 @@ class Tenure:
         state: StateLog | None = None,
         budget: EpisodeBudget | None = None,
         settled: bool = True,
+        network: Network | None = None,
     ) -> None:
         self.partition = partition
         self.standing = standing
         self._config = config
         self._initialization = initialization
         self._settled = settled
+        self._network = network
         self._limit = limit
         self._publish = publish
         self._budget = budget
@@ -328,7 +331,7 @@ class Tenure:
             )
             self._reader.close()
             self._reader = None
-        learner = Learner(config, self._initialization, store)
+        learner = Learner(config, self._initialization, store, self._network)
         value = None if store is None else store.get(BARRIER_KEY)
         if store is not None and value is not None:
             self._barrier = read_barrier(value)

@@ -39,6 +39,7 @@ from streammaml.errors import (
 from streammaml.following import Follower
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.learner.kernels.callbacks import Network
 from streammaml.mailbox import Mailbox
 from streammaml.partition import EpisodeBudget, Played, RejectionLimit
 from streammaml.patience import Patience
@@ -81,8 +82,10 @@ class Worker:
         observers: Sequence[Observer] = (),
         publish: bool = True,
         beat: Callable[[], None] = lambda: None,
+        network: Network | None = None,
     ) -> None:
         self._config = config
+        self._network = network
         self._connect = connect
         self._tell = Reporter(observers)
         self._follower = Follower(config, initialization, self._tell)
@@ -553,6 +556,7 @@ class Worker:
             self._clients.state if self._config.state.enabled else None,
             self._budget,
             settled=self._follower.candidate is None,
+            network=self._network,
         )
 
     def _drop(self) -> None:

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from streammaml.config import Config, spec_of
+from streammaml.errors import ConfigError
 from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Floats, Packed, Task
-from streammaml.initialization import Initialization, check_fits
+from streammaml.initialization import Initialization, Spec, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.describe import describe
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels import trial
 from streammaml.learner.kernels.bundle import Bundle, bundle
+from streammaml.learner.kernels.callbacks import Callbacks, Network
 from streammaml.learner.listing import Column, Glances, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
@@ -57,7 +59,11 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, initialization: Initialization, shelf: Shelf | None = None
+        self,
+        config: Config,
+        initialization: Initialization,
+        shelf: Shelf | None = None,
+        network: Network | None = None,
     ) -> None:
         learner = config.learner
         self._config = config
@@ -67,6 +73,7 @@ class Learner:
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
+        self._callbacks = callbacks_of(self._spec, network)
         known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._form = Format(config)
@@ -76,7 +83,7 @@ class Learner:
         self._memory = Memory(config, self._form, self._versions, self._stream, self._watch, shelf)
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
-        self._meta = meta_of(self._versions.current)
+        self._meta = self._meta_of(self._versions.current)
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
         self._taken_at = self._expired = 0
         self._new_bundle()
@@ -163,7 +170,7 @@ class Learner:
         contexts = self._contexts
         rows = np.flatnonzero((contexts.version >= 0) & (contexts.segment >= labels))
         rows = rows[np.argsort(-contexts.used[rows], kind="stable")][:limit]
-        other = meta_of(self._versions.arranged(candidate, self.labels.classes))
+        other = self._meta_of(self._versions.arranged(candidate, self.labels.classes))
         packed = new_packed(0, self._stream.known.shape[0])
         losses = np.empty((2, len(rows)))
         trial.held_out_losses(self._bundle, packed, rows, losses[0])
@@ -179,9 +186,13 @@ class Learner:
         if not self._spec.network:
             self.labels.foresee(initialization.classes)
         self._versions.use(initialization, self.labels.classes)
-        self._meta = meta_of(self._versions.current)
+        self._meta = self._meta_of(self._versions.current)
         self._memory.swapped()
         self._new_bundle()
+
+    def _meta_of(self, initialization: Initialization) -> Meta:
+        outside = self._callbacks
+        return meta_of(initialization, None if outside is None else outside.addresses)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -193,6 +204,7 @@ class Learner:
         """Predict and score every event with what was known before it, then learn from it.
 
         DamagedError and IncompatibleError where the shelf holds what is no state of this model.
+        What a network of the user's own raises comes out as it is; the learner is of no use then.
         """
         size = len(batch.contexts)
         self._check(batch)
@@ -242,10 +254,19 @@ class Learner:
         assert len(batch.times) == len(batch.offsets) == len(x)
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         if self._prototype is None:
+            x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
             kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
-            return
+        else:
+            self._play_watched(batch, rows, first, last, packed)
+        if self._callbacks is not None:
+            self._callbacks.check()
+
+    def _play_watched(
+        self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed
+    ) -> None:
+        """The same with a detector in Python."""
+        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         decisions = Decisions(packed)
         for i in range(first, last):
             row = int(rows[i])
@@ -350,6 +371,19 @@ class Learner:
         return describe_glances(self._config, found)
 
 
+def callbacks_of(spec: Spec, network: Network | None) -> Callbacks | None:
+    """The kernel's way to a network of the user's own; None of one that is compiled."""
+    if not spec.network:
+        return None
+    if network is None:
+        raise ConfigError(
+            f"learner.network: {spec.network} is not compiled, so the learner must be given it: "
+            "`starts.load_network` makes it"
+        )
+    assert network.spec == spec
+    return Callbacks(network.passes(), spec)
+
+
 def policy_of(config: Config) -> Policy:
     """The kernel's constants from the configuration."""
     learner = config.learner
@@ -372,9 +406,9 @@ def policy_of(config: Config) -> Policy:
     )
 
 
-def warm_up(config: Config, initialization: Initialization) -> None:
+def warm_up(config: Config, initialization: Initialization, network: Network | None = None) -> None:
     """Compile the kernels, or load them from the cache, by playing one event."""
-    learner = Learner(config, initialization)
+    learner = Learner(config, initialization, network=network)
     x = np.zeros((1, learner.width), np.float32)
     learner.step(Batch(contexts=[""], x=x, y=np.zeros(1)))
     learner.held_out_losses(initialization, limit=1, labels=4)

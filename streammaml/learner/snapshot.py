@@ -72,11 +72,20 @@ def description_of(config: Config) -> dict[str, Any]:
         "features": [[f.name, f.type.value, list(f.categories)] for f in config.features],
         "classes": list(label.classes),
         "class slots": label.slots,
-        "network": list(spec_of(config).sizes),
+        "network": _network(config),
         "support_size": learner.support_size,
         "baseline": learner.baseline_rate > 0,
         "detector": "compiled" if compiled else learner.detector.name,
     }
+
+
+def _network(config: Config) -> list[int | str]:
+    """The sizes; of a custom network also its path and a hash of its parameters' shapes."""
+    spec = spec_of(config)
+    if not spec.network:
+        return [*spec.sizes]
+    shapes = hashlib.sha256(json.dumps(spec.parameters).encode()).hexdigest()[:16]
+    return [*spec.sizes, spec.network, shapes]
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ nothing else. What is stream-wide is :class:`StreamState`, one for each partitio
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -61,8 +62,11 @@ class Meta(NamedTuple):
     """The initialization in use."""
 
     theta: Float32s  # [P]
-    rates: Float32s  # [steps, 2L]
+    rates: Float32s  # [steps, J]
+    parameter_rates: Float32s  # [P], or [0] where there are none
+    lengths: Ints  # [J] numbers in each tensor, in flat order
     sizes: Ints  # [L+1]
+    callbacks: Ints  # [2] addresses of a forward and a backward pass; 0: compiled
     version: int
 
 
@@ -88,7 +92,7 @@ class Scratch(NamedTuple):
 
     activations: Float32s  # [L+1, S, W]
     deltas: Float32s  # [2, S, W]
-    turned: Float32s  # [W·W] a transposed weight
+    turned: Float32s  # [W·W] a transposed weight; [0] where the network is not compiled
     pad: Float32s  # [W + max(W, S) + 1, 16] for widths below 16
     zeros: Float32s  # [W]
     ones: Float32s  # [1, S]
@@ -98,7 +102,7 @@ class Scratch(NamedTuple):
     y: Floats  # [S]
     mean: Floats  # [D] the context's scale for this event
     inverse: Floats  # [D]
-    unit_rates: Float32s  # [2L] ones
+    unit_rates: Float32s  # [J] ones
 
 
 class Outputs(NamedTuple):
@@ -178,11 +182,12 @@ def new_stream(width: int, slots: int, known: int) -> StreamState:
 
 def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
     widest = int(meta.sizes.max())
+    turned = 0 if meta.callbacks.any() else widest * widest
     parameters = meta.theta.shape[0]
     return Scratch(
         activations=np.zeros((len(meta.sizes), support, widest), np.float32),
         deltas=np.zeros((2, support, widest), np.float32),
-        turned=np.zeros(widest * widest, np.float32),
+        turned=np.zeros(turned, np.float32),
         pad=np.zeros((widest + max(widest, support) + 1, 16), np.float32),
         zeros=np.zeros(widest, np.float32),
         ones=np.ones((1, support), np.float32),
@@ -192,7 +197,7 @@ def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
         y=np.zeros(support),
         mean=np.zeros(width),
         inverse=np.zeros(width),
-        unit_rates=np.ones(2 * (len(meta.sizes) - 1), np.float32),
+        unit_rates=np.ones(len(meta.lengths), np.float32),
     )
 
 
@@ -206,10 +211,16 @@ def new_packed(events: int, slots: int) -> Packed:
     )
 
 
-def meta_of(initialization: Initialization) -> Meta:
+def meta_of(initialization: Initialization, callbacks: Ints | None = None) -> Meta:
+    """``callbacks`` [2] of a network that is not compiled."""
+    spec, tensors = initialization.spec, initialization.tensors
+    factors = tensors.get("parameter_rates", np.zeros(0, np.float32))
     return Meta(
         theta=initialization.theta(),
-        rates=np.ascontiguousarray(initialization.tensors["rates"]).copy(),
-        sizes=np.array(initialization.spec.sizes, np.int64),
+        rates=np.ascontiguousarray(tensors["rates"]).copy(),
+        parameter_rates=np.ascontiguousarray(factors).copy(),
+        lengths=np.array([math.prod(shape) for shape in spec.shapes().values()], np.int64),
+        sizes=np.array(spec.sizes, np.int64),
+        callbacks=np.zeros(2, np.int64) if callbacks is None else callbacks,
         version=initialization.version,
     )

@@ -15,18 +15,8 @@ from tests.learner.test_network import ROWS, SHAPES, TASKS, Case, flat, make_cas
 
 
 def adapt(case: Case, fast: Float32s, factor: float = 1.0, clip: float = 5.0) -> float:
-    rates = case.initialization.tensors["rates"]
     return inner_loop.adapt(
-        fast,
-        case.sizes,
-        rates,
-        factor,
-        clip,
-        case.y,
-        case.known,
-        case.regression,
-        ROWS,
-        case.scratch,
+        fast, case.meta, factor, clip, case.y, case.known, case.regression, ROWS, case.scratch
     )
 
 
@@ -70,12 +60,12 @@ def test_only_the_given_rows_count() -> None:
 
 
 def test_each_tensor_descends_at_its_own_rate() -> None:
-    sizes = np.array([2, 1, 1], np.int64)
-    parameters = np.zeros(5, np.float32)  # weight 0 [2], bias 0 [1], weight 1 [1], bias 1 [1]
+    lengths = np.array([2, 1, 1, 1], np.int64)
+    parameters = np.zeros(5, np.float32)
     step = np.ones(5, np.float32)
     rates = np.array([1, 2, 4, 8], np.float32)
 
-    inner_loop.descend(parameters, step, 0.5, sizes, rates)
+    inner_loop.descend(parameters, step, 0.5, lengths, rates, np.zeros(0, np.float32))
 
     assert parameters.tolist() == [-0.5, -0.5, -1, -2, -4]
 

@@ -62,9 +62,9 @@ def serve(p: Parts, parameters: Float32s, out: Float32s) -> bool:
 
     A class's probability, or the value, clipped to the range of the labels seen so far.
     """
-    sizes, scratch, stream = p.meta.sizes, p.scratch, p.stream
-    network.forward(parameters, sizes, scratch.activations, 1, scratch.pad)
-    outputs = scratch.activations[sizes.shape[0] - 1, 0]
+    scratch, stream = p.scratch, p.stream
+    network.forward(parameters, p.meta, scratch.activations, 1, scratch.pad)
+    outputs = scratch.activations[p.meta.sizes.shape[0] - 1, 0]
     if not p.policy.regression:
         return network.softmax(outputs, stream.known, out)
     if not np.isfinite(outputs[0]):
@@ -195,9 +195,9 @@ def due(p: Parts, row: int, level: int) -> int:
 @jit
 def judge(p: Parts, parameters: Float32s, rows: int) -> float:
     """Mean loss of ``parameters`` on the ``rows`` examples in scratch; NaN if not finite."""
-    sizes, scratch = p.meta.sizes, p.scratch
-    network.forward(parameters, sizes, scratch.activations, rows, scratch.pad)
-    outputs = scratch.activations[sizes.shape[0] - 1]
+    scratch = p.scratch
+    network.forward(parameters, p.meta, scratch.activations, rows, scratch.pad)
+    outputs = scratch.activations[p.meta.sizes.shape[0] - 1]
     return network.output_losses(
         outputs, scratch.y, p.stream.known, p.policy.regression, rows, scratch.deltas[0]
     )
@@ -214,8 +214,7 @@ def fit(p: Parts, row: int, newest: int, held_out: int, continued: bool) -> floa
     load_support(p, row, newest)
     return inner_loop.adapt(
         candidate,
-        p.meta.sizes,
-        p.meta.rates,
+        p.meta,
         0.5 if continued else 1.0,
         p.policy.clip,
         p.scratch.y,
