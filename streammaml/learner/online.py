@@ -13,10 +13,21 @@ import numpy as np
 
 from streammaml.config import Config, spec_of
 from streammaml.errors import ConfigError
-from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Floats, Packed, Task
+from streammaml.events import (
+    Batch,
+    Context,
+    Decisions,
+    DriftLevel,
+    Episode,
+    Event,
+    Floats,
+    Packed,
+    Task,
+)
 from streammaml.initialization import Initialization, Spec, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.describe import describe
+from streammaml.learner.episodes import episodes_of
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels import trial
 from streammaml.learner.kernels.bundle import Bundle, bundle
@@ -26,11 +37,13 @@ from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
+    CAPTURES,
     ContextState,
     Ints,
     Meta,
     Policy,
     meta_of,
+    new_captures,
     new_packed,
     new_scratch,
     new_stream,
@@ -41,8 +54,8 @@ from streammaml.query import Sort
 from streammaml.sealed import OVERHEAD_BYTES
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-EVENTS, BARRIER, EXPIRED = 1, 0, 3
-"""Places in ``StreamState.counts`` and ``StreamState.marks``."""
+EVENTS, BARRIER, EXPIRED, DROPPED = 1, 0, 3, 1
+"""Places in ``StreamState.counts`` and ``marks``, and in ``Captures.counts``."""
 
 
 class Learner:
@@ -85,6 +98,9 @@ class Learner:
         self._detectors = self._watch.detectors
         self._meta = self._meta_of(self._versions.current)
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
+        windows = CAPTURES if config.episodes.enabled else 0
+        self._captures = new_captures(windows, self._form.ring, self._schema.width)
+        self._played: Sequence[Context] = ()
         self._taken_at = self._expired = 0
         self._new_bundle()
 
@@ -112,8 +128,9 @@ class Learner:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of all else that is kept for the contexts: support sets, scalers, detectors."""
-        return sum(array.nbytes for array in self._contexts) - self.parameter_bytes
+        """Bytes of all else that is kept for the contexts: examples, scalers, detectors."""
+        kept = sum(array.nbytes for part in (self._contexts, self._captures) for array in part)
+        return kept - self.parameter_bytes
 
     @property
     def version(self) -> int:
@@ -151,6 +168,11 @@ class Learner:
         self._versions.check(initialization)
         self._use(initialization)
 
+    @property
+    def initialization(self) -> Initialization:
+        """The one in use, as it was published."""
+        return self._versions.published
+
     def check_version(self, initialization: Initialization) -> None:
         """InitializationError if its version number is another's here: ``swap`` would refuse it."""
         self._versions.check(initialization)
@@ -175,6 +197,8 @@ class Learner:
         losses = np.empty((2, len(rows)))
         trial.held_out_losses(self._bundle, packed, rows, losses[0])
         trial.held_out_losses(self._bundle_of(other), packed, rows, losses[1])
+        if self._callbacks is not None:
+            self._callbacks.check()
         return losses
 
     def _check_fits(self, initialization: Initialization) -> None:
@@ -209,6 +233,8 @@ class Learner:
         size = len(batch.contexts)
         self._check(batch)
         packed = new_packed(size, self._stream.known.shape[0])
+        self._captures.counts.fill(0)
+        self._played = batch.contexts
         rows = np.empty(size, np.int64)
         memory = self._memory
         evicted = memory.evicted
@@ -240,7 +266,9 @@ class Learner:
         self._bundle = self._bundle_of(self._meta)
 
     def _bundle_of(self, meta: Meta) -> Bundle:
-        return bundle(self._contexts, self._stream, meta, self._policy, self._scratch)
+        return bundle(
+            self._contexts, self._stream, meta, self._policy, self._scratch, self._captures
+        )
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
@@ -278,6 +306,18 @@ class Learner:
                 wrong = bool(decisions.predictions[i].argmax() != y[i])
                 level = self._watch.update(row, float(decisions.signal[i]), wrong)
             kernel.play_from_level(self._bundle, rows, x, y, offsets, i, int(level), packed)
+
+    def episodes(self, partition: int) -> tuple[list[Episode], int]:
+        """The windows that the latest batch completed, and for how many more there was no room.
+
+        They are given once; the next batch drops what nobody asked for.
+        """
+        found = episodes_of(
+            self._config, self._captures, self._played, partition, self.labels.classes
+        )
+        dropped = int(self._captures.counts[DROPPED])
+        self._captures.counts.fill(0)
+        return found, dropped
 
     # --- durable state -------------------------------------------------------------------------
 
@@ -403,6 +443,7 @@ def policy_of(config: Config) -> Policy:
         alpha=float(detector.get("alpha", 1 - 0.0001)),
         baseline_rate=learner.baseline_rate,
         ttl_s=config.state.ttl_s,
+        every=config.episodes.every if config.episodes.enabled else 0,
     )
 
 
