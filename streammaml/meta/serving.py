@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -113,10 +114,8 @@ class TorchNetwork:
     def initial(self, rate: float) -> Initialization:
         """Version 0: the parameters as the factory made them; equal on all workers."""
         spec = self.spec
-        tensors = {
-            name: parameter.detach().numpy().copy()
-            for name, parameter in self._make().named_parameters()
-        }
+        made = _tensors(self._make())
+        tensors: dict[str, Float32s] = {name: made[name].copy() for name, _ in spec.parameters}
         tensors["rates"] = np.full((spec.steps, len(spec.parameters)), rate, np.float32)
         return Initialization(spec=spec, tensors=tensors, notes={"seed": str(self._seed)})
 
@@ -153,9 +152,9 @@ class TorchNetwork:
 
     def _check_drawing(self, module: nn.Module) -> None:
         """Whether the seed alone decides what is made."""
-        again = self._make().state_dict()
-        for name, tensor in module.state_dict().items():
-            if not torch.equal(tensor, again[name]):
+        again = _tensors(self._make())
+        for name, tensor in _tensors(module).items():
+            if not np.array_equal(tensor, again[name], equal_nan=True):
                 raise self._refused(
                     f"{name} is another each time it is made: draw by torch's default generator"
                 )
@@ -182,3 +181,8 @@ class TorchNetwork:
 
     def _refused(self, why: str) -> ConfigError:
         return ConfigError(f"learner.network: {self.spec.network} cannot be served: {why}")
+
+
+def _tensors(module: nn.Module) -> dict[str, NDArray[Any]]:
+    found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor.detach().numpy() for name, tensor in found.items()}
