@@ -119,11 +119,11 @@ class TorchNetwork:
         tensors["rates"] = np.full((spec.steps, len(spec.parameters)), rate, np.float32)
         return Initialization(spec=spec, tensors=tensors, notes={"seed": str(self._seed)})
 
-    def _make(self) -> nn.Module:
+    def _make(self, seed: int | None = None) -> nn.Module:
         """A new module; the process's own random numbers stay where they are."""
         inputs, outputs = self.spec.sizes
         with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(self._seed)
+            torch.default_generator.manual_seed(self._seed if seed is None else seed)
             made: nn.Module = make_network(self.spec.network, inputs, outputs)
         return made.to("cpu", torch.float32).eval()
 
@@ -151,12 +151,20 @@ class TorchNetwork:
             raise self._refused("its parameters have other names or shapes each time it is made")
 
     def _check_drawing(self, module: nn.Module) -> None:
-        """Whether the seed alone decides what is made."""
-        again = _tensors(self._make())
+        """Whether the seed alone decides what is made; and of buffers, which no initialization
+        holds, not even that: the outer loop makes the module without it.
+        """
+        again, otherwise = _tensors(self._make()), _tensors(self._make(self._seed + 1))
         for name, tensor in _tensors(module).items():
             if not np.array_equal(tensor, again[name], equal_nan=True):
                 raise self._refused(
                     f"{name} is another each time it is made: draw by torch's default generator"
+                )
+        for name, _ in module.named_buffers():
+            if not np.array_equal(again[name], otherwise[name], equal_nan=True):
+                raise self._refused(
+                    f"the buffer {name} is drawn by torch's default generator, whose seed differs: "
+                    "draw it by a torch.Generator with a seed of its own"
                 )
 
     def _probe(self) -> None:

@@ -42,7 +42,8 @@ class Rich(nn.Module):
         self.head = nn.Linear(8, outputs)
         self.idle = nn.Parameter(torch.ones(3))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("scale", torch.rand(8) + 0.5)
+        drawn = torch.rand(8, generator=torch.Generator().manual_seed(1))
+        self.register_buffer("scale", drawn + 0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.steps += 1
@@ -95,6 +96,8 @@ class Odd(nn.Linear):
             self.bias.requires_grad_(False)
         if fault == "drawn elsewhere":
             self.bias.data[:] = next(COUNTER)
+        if fault == "drawn buffer":
+            self.register_buffer("noise", torch.rand(outputs))
         if fault == "half":
             self.half()
         if fault == "nan":

@@ -106,6 +106,7 @@ def test_one_thread_computes() -> None:
         ("odd_frozen", "bias does not require a gradient: register it as a buffer"),
         ("odd_whole", "count does not require a gradient"),
         ("odd_drawn_elsewhere", "bias is another each time it is made: draw by torch's"),
+        ("odd_drawn_buffer", "the buffer noise is drawn by torch's default generator"),
         ("odd_narrow", r"inputs \[1, 4\] give outputs \[1, 2\], not \[1, 3\]"),
         ("odd_one_row", r"inputs \[3, 4\] give outputs \[1, 3\], not \[3, 3\]"),
         ("odd_draws", "its outputs differ from call to call"),
