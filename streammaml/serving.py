@@ -11,7 +11,13 @@ from contextlib import ExitStack
 import numpy as np
 import structlog
 
-from streammaml.backends.kafka import KafkaPlainSink, KafkaSink, KafkaSource, KafkaStateLog
+from streammaml.backends.kafka import (
+    KafkaPlainSink,
+    KafkaSink,
+    KafkaSource,
+    KafkaStateLog,
+    KafkaTail,
+)
 from streammaml.backends.ports import Clients, OnRebalance
 from streammaml.config import Config
 from streammaml.events import Batch, Task
@@ -123,7 +129,11 @@ def kafka_clients(config: Config) -> Connect:
             made.callback(sink.close)
             state = KafkaStateLog(config, instance)
             made.callback(state.close)
-            clients = Clients(KafkaSource(config, instance, on_rebalance), sink, state)
+            tail = None
+            if config.learner.follow:
+                tail = KafkaTail(config, instance, config.topics.initializations)
+                made.callback(tail.close)
+            clients = Clients(KafkaSource(config, instance, on_rebalance), sink, state, tail)
             made.pop_all()
         return clients
 

@@ -22,7 +22,8 @@ LAYERS = [
     {"config"},
     {"learner", "meta"},
     {"backends"},
-    {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox"}
+    {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox", "reporting"}
+    | {"patience", "disk"}
     | {"meta_trainer", "following", "starts", "evaluation", "feed", "compat"},
     # What the commands do, each imported when it is called.
     {"observers", "config_file", "serving", "jobs", "training", "outer", "doctor", "demo"}
