@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -113,18 +114,16 @@ class TorchNetwork:
     def initial(self, rate: float) -> Initialization:
         """Version 0: the parameters as the factory made them; equal on all workers."""
         spec = self.spec
-        tensors = {
-            name: parameter.detach().numpy().copy()
-            for name, parameter in self._make().named_parameters()
-        }
+        made = _tensors(self._make())
+        tensors: dict[str, Float32s] = {name: made[name].copy() for name, _ in spec.parameters}
         tensors["rates"] = np.full((spec.steps, len(spec.parameters)), rate, np.float32)
         return Initialization(spec=spec, tensors=tensors, notes={"seed": str(self._seed)})
 
-    def _make(self) -> nn.Module:
+    def _make(self, seed: int | None = None) -> nn.Module:
         """A new module; the process's own random numbers stay where they are."""
         inputs, outputs = self.spec.sizes
         with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(self._seed)
+            torch.default_generator.manual_seed(self._seed if seed is None else seed)
             made: nn.Module = make_network(self.spec.network, inputs, outputs)
         return made.to("cpu", torch.float32).eval()
 
@@ -152,12 +151,20 @@ class TorchNetwork:
             raise self._refused("its parameters have other names or shapes each time it is made")
 
     def _check_drawing(self, module: nn.Module) -> None:
-        """Whether the seed alone decides what is made."""
-        again = self._make().state_dict()
-        for name, tensor in module.state_dict().items():
-            if not torch.equal(tensor, again[name]):
+        """Whether the seed alone decides what is made; and of buffers, which no initialization
+        holds, not even that: the outer loop makes the module without it.
+        """
+        again, otherwise = _tensors(self._make()), _tensors(self._make(self._seed + 1))
+        for name, tensor in _tensors(module).items():
+            if not np.array_equal(tensor, again[name], equal_nan=True):
                 raise self._refused(
                     f"{name} is another each time it is made: draw by torch's default generator"
+                )
+        for name, _ in module.named_buffers():
+            if not np.array_equal(again[name], otherwise[name], equal_nan=True):
+                raise self._refused(
+                    f"the buffer {name} is drawn by torch's default generator, whose seed differs: "
+                    "draw it by a torch.Generator with a seed of its own"
                 )
 
     def _probe(self) -> None:
@@ -182,3 +189,8 @@ class TorchNetwork:
 
     def _refused(self, why: str) -> ConfigError:
         return ConfigError(f"learner.network: {self.spec.network} cannot be served: {why}")
+
+
+def _tensors(module: nn.Module) -> dict[str, NDArray[Any]]:
+    found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor.detach().numpy() for name, tensor in found.items()}
