@@ -138,11 +138,6 @@ class Learner:
         return self._meta.version
 
     @property
-    def initialization(self) -> Initialization:
-        """The initialization in use, its classes in the slots that they have here."""
-        return self._versions.current
-
-    @property
     def events(self) -> int:
         """Events played since the partition began."""
         return int(self._stream.counts[EVENTS])
