@@ -223,7 +223,37 @@ def test_batch_normalisation_is_refused_with_its_cure() -> None:
         ModuleNetwork(normalised(4, 2))
 
 
-def test_dropout_is_off_and_the_buffers_stay() -> None:
+class Counting(nn.Module):
+    """Adds how often it was called before, by a buffer that it changes in place."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x) + self.calls
+        self.calls += 1
+        return outputs
+
+
+def test_buffers_stay_what_they_were() -> None:
+    module = Counting()
+    shared = {n: p.detach() for n, p in module.named_parameters()}
+    stacked = {n: p.expand(3, *p.shape) for n, p in shared.items()}
+    inputs = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    network = ModuleNetwork(module)
+
+    outputs = [network.apply(p, inputs) for p in (shared, stacked, shared)]
+
+    torch.testing.assert_close(outputs[1], outputs[0])
+    assert torch.equal(outputs[2], outputs[0])
+    assert module.calls == 0
+
+
+def test_dropout_is_off() -> None:
     module = nn.Sequential(nn.Dropout(0.9), nn.Linear(4, 2))
     parameters = dict(module.named_parameters())
     inputs = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))

@@ -25,6 +25,7 @@ from streammaml.meta.outer_loop import (
     meta_of,
     outer_step,
     pack,
+    refine,
     start,
     task_losses,
     unpack,
@@ -215,6 +216,7 @@ def test_without_curvature_the_second_order_is_the_first(rule: Rule) -> None:
     expected, same = outer_step(state, episodes, first, 0.01)
     assert value == same
     assert torch.equal(after.vector, expected.vector)
+    assert not refine(drawn, lambda: episodes, 1, hinge)[1].second_order
 
 
 def test_the_first_order_hinge_has_the_textbooks_gradient() -> None:
