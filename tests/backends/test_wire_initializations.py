@@ -177,6 +177,8 @@ def test_a_key_that_says_otherwise_is_refused(key: bytes | None) -> None:
         {"classes": ([1],)},
         {"classes": (float("nan"),)},
         {"classes": (2**63,)},
+        {"classes": ("\ud800",)},
+        {"spec": replace(SPEC, schema="\ud800")},
     ],
 )
 def test_what_a_payload_says_of_itself_is_checked(changes: dict[str, Any]) -> None:
