@@ -12,7 +12,6 @@ Headers: ``version``, ``parent``, ``schema`` and ``fingerprint`` (of the spec) r
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
@@ -145,8 +144,6 @@ def _check(initialization: Initialization) -> None:
     classes, spec = initialization.classes, initialization.spec
     if not (_is_text(spec.schema) and _is_text(spec.network)):
         raise InitializationError("its schema or its network is no text")
-    if len(classes) > spec.outputs:
-        raise InitializationError(f"{len(classes)} classes for {spec.outputs} slots")
     if not all(map(_is_label, classes)):
         raise InitializationError("one of its classes is no label")
 
@@ -155,7 +152,7 @@ def _is_label(value: object) -> bool:
     """Whether it can be written in every format: MessagePack has 64 bits for a whole number."""
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
-    return _is_text(value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, float) or _is_text(value)
 
 
 def _is_text(value: object) -> bool:
