@@ -35,6 +35,12 @@ HIDDEN = 64
 FEATURE_WIDTHS = {"f": 64, "g": 16}
 """Of the feature nets: the numbers that the second layer gives."""
 
+# Of a number beyond 64 bits, of infinity for a whole one, of brackets nested without end, too.
+_MALFORMED = (
+    *(SafetensorError, LookupError, ValueError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
@@ -147,7 +153,12 @@ class Initialization:
 def draw(
     spec: Spec, seed: int, rate: float = 0.1, classes: tuple[Label, ...] = ()
 ) -> Initialization:
-    """Version 0: He-normal weights, the last layer scaled by .3, biases 0; equal on all workers."""
+    """Version 0: He-normal weights, the last layer scaled by .3, biases 0; equal on all workers.
+
+    InitializationError of a custom network, whose factory draws (``starts.version_zero``).
+    """
+    if spec.network:
+        raise InitializationError(f"the factory of {spec.network} draws its version 0 itself")
     rng = np.random.default_rng(seed)
     tensors: dict[str, Float32s] = {}
     for name, shape in spec.shapes().items():
@@ -203,7 +214,7 @@ def decode(payload: bytes) -> Initialization:
             classes=tuple(header["classes"]),
             notes={str(k): str(v) for k, v in header["notes"].items()},
         )
-    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise InitializationError(f"not an initialization: {error}") from error
 
 

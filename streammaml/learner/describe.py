@@ -160,10 +160,10 @@ def _columns(feature: Feature) -> list[str]:
 
 
 def _support(config: Config, record: Records, classes: Sequence[Label]) -> list[dict[str, Any]]:
-    """The examples in the support ring, oldest first."""
+    """The newest examples of the ring, those that an adaptation can use; oldest first."""
     labels, ring = int(record["labels"]), len(record["support"])
     examples = []
-    for place in range(max(0, labels - ring), labels):
+    for place in range(max(0, labels - config.learner.support_size), labels):
         slot = record["support"][place % ring]
         label: Label = float(slot["y"])
         if config.label.task is Task.CLASSIFICATION:

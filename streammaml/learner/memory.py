@@ -62,7 +62,9 @@ class Memory:
         self._marks = stream.marks
         first = min(FIRST_CAPACITY, self._limit)
         baseline, width = learner.baseline_rate > 0, len(stream.x_count)
-        self.contexts = new_contexts(first, form.parameters, learner.support_size, width, baseline)
+        self.contexts = new_contexts(
+            first, form.parameters, form.ring, width, baseline, form.has_offsets
+        )
         self.rows: dict[Context, int] = {}
         self.names: list[Context] = [""] * first  # by row
         self._free = list(range(first))[::-1]

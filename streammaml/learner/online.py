@@ -12,23 +12,38 @@ from typing import Any
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Floats, Packed, Task
-from streammaml.initialization import Initialization, check_fits
+from streammaml.errors import ConfigError
+from streammaml.events import (
+    Batch,
+    Context,
+    Decisions,
+    DriftLevel,
+    Episode,
+    Event,
+    Floats,
+    Packed,
+    Task,
+)
+from streammaml.initialization import Initialization, Spec, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.describe import describe
+from streammaml.learner.episodes import episodes_of
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels import trial
 from streammaml.learner.kernels.bundle import Bundle, bundle
+from streammaml.learner.kernels.callbacks import Callbacks, Network
 from streammaml.learner.listing import Column, Glances, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
+    CAPTURES,
     ContextState,
     Ints,
     Meta,
     Policy,
     meta_of,
+    new_captures,
     new_packed,
     new_scratch,
     new_stream,
@@ -39,8 +54,8 @@ from streammaml.query import Sort
 from streammaml.sealed import OVERHEAD_BYTES
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-EVENTS, BARRIER, EXPIRED = 1, 0, 3
-"""Places in ``StreamState.counts`` and ``StreamState.marks``."""
+EVENTS, BARRIER, EXPIRED, DROPPED = 1, 0, 3, 1
+"""Places in ``StreamState.counts`` and ``marks``, and in ``Captures.counts``."""
 
 
 class Learner:
@@ -57,7 +72,11 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, initialization: Initialization, shelf: Shelf | None = None
+        self,
+        config: Config,
+        initialization: Initialization,
+        shelf: Shelf | None = None,
+        network: Network | None = None,
     ) -> None:
         learner = config.learner
         self._config = config
@@ -67,6 +86,7 @@ class Learner:
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
+        self._callbacks = callbacks_of(self._spec, network)
         known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._form = Format(config)
@@ -76,8 +96,11 @@ class Learner:
         self._memory = Memory(config, self._form, self._versions, self._stream, self._watch, shelf)
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
-        self._meta = meta_of(self._versions.current)
+        self._meta = self._meta_of(self._versions.current)
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
+        windows = CAPTURES if config.episodes.enabled else 0
+        self._captures = new_captures(windows, self._form.ring, self._schema.width)
+        self._played: Sequence[Context] = ()
         self._taken_at = self._expired = 0
         self._new_bundle()
 
@@ -105,18 +128,14 @@ class Learner:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of all else that is kept for the contexts: support sets, scalers, detectors."""
-        return sum(array.nbytes for array in self._contexts) - self.parameter_bytes
+        """Bytes of all else that is kept for the contexts: examples, scalers, detectors."""
+        kept = sum(array.nbytes for part in (self._contexts, self._captures) for array in part)
+        return kept - self.parameter_bytes
 
     @property
     def version(self) -> int:
         """Version of the initialization in use."""
         return self._meta.version
-
-    @property
-    def initialization(self) -> Initialization:
-        """The initialization in use, its classes in the slots that they have here."""
-        return self._versions.current
 
     @property
     def events(self) -> int:
@@ -149,6 +168,11 @@ class Learner:
         self._versions.check(initialization)
         self._use(initialization)
 
+    @property
+    def initialization(self) -> Initialization:
+        """The one in use, as it was published."""
+        return self._versions.published
+
     def check_version(self, initialization: Initialization) -> None:
         """InitializationError if its version number is another's here: ``swap`` would refuse it."""
         self._versions.check(initialization)
@@ -168,11 +192,13 @@ class Learner:
         contexts = self._contexts
         rows = np.flatnonzero((contexts.version >= 0) & (contexts.segment >= labels))
         rows = rows[np.argsort(-contexts.used[rows])][:limit]
-        other = meta_of(self._versions.arranged(candidate, self.labels.classes))
+        other = self._meta_of(self._versions.arranged(candidate, self.labels.classes))
         packed = new_packed(0, self._stream.known.shape[0])
         losses = np.empty((2, len(rows)))
         trial.losses_of_segments(self._bundle, packed, rows, losses[0])
         trial.losses_of_segments(self._bundle_of(other), packed, rows, losses[1])
+        if self._callbacks is not None:
+            self._callbacks.check()
         return losses
 
     def _check_fits(self, initialization: Initialization) -> None:
@@ -184,9 +210,13 @@ class Learner:
         if not self._spec.network:
             self.labels.foresee(initialization.classes)
         self._versions.use(initialization, self.labels.classes)
-        self._meta = meta_of(self._versions.current)
+        self._meta = self._meta_of(self._versions.current)
         self._memory.swapped()
         self._new_bundle()
+
+    def _meta_of(self, initialization: Initialization) -> Meta:
+        outside = self._callbacks
+        return meta_of(initialization, None if outside is None else outside.addresses)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -198,10 +228,13 @@ class Learner:
         """Predict and score every event with what was known before it, then learn from it.
 
         DamagedError and IncompatibleError where the shelf holds what is no state of this model.
+        What a network of the user's own raises comes out as it is; the learner is of no use then.
         """
         size = len(batch.contexts)
         self._check(batch)
         packed = new_packed(size, self._stream.known.shape[0])
+        self._captures.counts.fill(0)
+        self._played = batch.contexts
         rows = np.empty(size, np.int64)
         memory = self._memory
         evicted = memory.evicted
@@ -233,7 +266,9 @@ class Learner:
         self._bundle = self._bundle_of(self._meta)
 
     def _bundle_of(self, meta: Meta) -> Bundle:
-        return bundle(self._contexts, self._stream, meta, self._policy, self._scratch)
+        return bundle(
+            self._contexts, self._stream, meta, self._policy, self._scratch, self._captures
+        )
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
@@ -247,10 +282,19 @@ class Learner:
         assert len(batch.times) == len(batch.offsets) == len(x)
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         if self._prototype is None:
+            x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
             kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
-            return
+        else:
+            self._play_watched(batch, rows, first, last, packed)
+        if self._callbacks is not None:
+            self._callbacks.check()
+
+    def _play_watched(
+        self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed
+    ) -> None:
+        """The same with a detector in Python."""
+        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         decisions = Decisions(packed)
         for i in range(first, last):
             row = int(rows[i])
@@ -262,6 +306,18 @@ class Learner:
                 wrong = bool(decisions.predictions[i].argmax() != y[i])
                 level = self._watch.update(row, float(decisions.signal[i]), wrong)
             kernel.play_from_level(self._bundle, rows, x, y, offsets, i, int(level), packed)
+
+    def episodes(self, partition: int) -> tuple[list[Episode], int]:
+        """The windows that the latest batch completed, and for how many more there was no room.
+
+        They are given once; the next batch drops what nobody asked for.
+        """
+        found = episodes_of(
+            self._config, self._captures, self._played, partition, self.labels.classes
+        )
+        dropped = int(self._captures.counts[DROPPED])
+        self._captures.counts.fill(0)
+        return found, dropped
 
     # --- durable state -------------------------------------------------------------------------
 
@@ -355,6 +411,19 @@ class Learner:
         return describe_glances(self._config, found)
 
 
+def callbacks_of(spec: Spec, network: Network | None) -> Callbacks | None:
+    """The kernel's way to a network of the user's own; None of one that is compiled."""
+    if not spec.network:
+        return None
+    if network is None:
+        raise ConfigError(
+            f"learner.network: {spec.network} is not compiled, so the learner must be given it: "
+            "`starts.load_network` makes it"
+        )
+    assert network.spec == spec
+    return Callbacks(network.passes(), spec)
+
+
 def policy_of(config: Config) -> Policy:
     """The kernel's constants from the configuration."""
     learner = config.learner
@@ -374,12 +443,13 @@ def policy_of(config: Config) -> Policy:
         alpha=float(detector.get("alpha", 1 - 0.0001)),
         baseline_rate=learner.baseline_rate,
         ttl_s=config.state.ttl_s,
+        every=config.episodes.every if config.episodes.enabled else 0,
     )
 
 
-def warm_up(config: Config, initialization: Initialization) -> None:
+def warm_up(config: Config, initialization: Initialization, network: Network | None = None) -> None:
     """Compile the kernels, or load them from the cache, by playing one event."""
-    learner = Learner(config, initialization)
+    learner = Learner(config, initialization, network=network)
     x = np.zeros((1, learner.width), np.float32)
     learner.step(Batch(contexts=[""], x=x, y=np.zeros(1)))
     learner.losses_of_segments(initialization, limit=1, labels=4)

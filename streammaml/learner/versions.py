@@ -24,9 +24,10 @@ class Versions:
     def __init__(self, spec: Spec, fingerprint: bytes) -> None:
         self._spec = spec
         self._fingerprint = fingerprint
-        self._published: Initialization
+        self.published: Initialization
+        """The initialization in use."""
         self.current: Initialization
-        """The initialization in use, its classes in the partition's slots."""
+        """The same, its classes in the partition's slots."""
         self.theta: Float32s
         """Its θ [P]."""
         self._stored: set[bytes] = set()  # keys that may have a value
@@ -34,11 +35,11 @@ class Versions:
 
     @property
     def version(self) -> int:
-        return self._published.version
+        return self.published.version
 
     def use(self, initialization: Initialization, classes: Sequence[Label]) -> None:
         """From now on this one; ``classes`` of the partition by slot."""
-        self._published = initialization
+        self.published = initialization
         self.current = self.arranged(initialization, classes)
         self.theta = self.current.theta()
 
@@ -48,7 +49,7 @@ class Versions:
 
     def is_same(self, initialization: Initialization) -> bool:
         """Whether it is the one in use, to the bit in what the learner computes with."""
-        ours = self._published
+        ours = self.published
         return (
             (ours.version, ours.spec, ours.classes)
             == (initialization.version, initialization.spec, initialization.classes)
@@ -79,7 +80,7 @@ class Versions:
         """The ``@init/`` item in use if it is not durable yet; None for those before it."""
         own = self._key
         if self._durable != own:
-            yield own, seal(own, self._fingerprint, encode(self._published))
+            yield own, seal(own, self._fingerprint, encode(self.published))
         for key in sorted(self._stored - {own}):
             yield key, None
 

@@ -102,8 +102,12 @@ def test_a_key_gives_its_context_back_whatever_it_is_called() -> None:
 # --- size --------------------------------------------------------------------------------------
 
 
-def test_a_light_part_is_short_and_grows_with_the_support_set() -> None:
+@pytest.mark.parametrize(("episodes", "ring", "slot"), [(False, 32, 18), (True, 48, 26)])
+def test_a_light_part_is_short_and_grows_with_the_ring(
+    episodes: bool, ring: int, slot: int
+) -> None:
     config = make_config(width=4, network="linear")
+    config = Config.build(config.model_dump(), {"episodes": {"enabled": episodes}})
     learner, shelf = make_learner(config), DictShelf()
     one = make_stream(1, 1, contexts=1, width=4)
     play(learner, one)
@@ -113,8 +117,8 @@ def test_a_light_part_is_short_and_grows_with_the_support_set() -> None:
     full = stored(learner, shelf)
 
     key = key_of(b"c/", one.contexts[0])
-    assert len(first[key] or b"") == 16 + 89 + 96 + 18
-    assert len(full[key] or b"") == 16 + 89 + 96 + 32 * 18 == 777 == Format(config).largest
+    assert len(first[key] or b"") == 16 + 89 + 96 + slot
+    assert len(full[key] or b"") == 16 + 89 + 96 + ring * slot == Format(config).largest
     assert len(full[key_of(b"w/", one.contexts[0])] or b"") == 16 + 4 * 18
 
 
@@ -222,7 +226,7 @@ def test_the_bytes_that_changed_are_estimated_from_above_and_not_by_much() -> No
     learner = Learner(config, make_initialization(config), shelf)
     assert learner.changed_bytes == 0
     for seed in range(4):
-        play(learner, make_stream(seed, 300, contexts=20))
+        play(learner, make_stream(seed, 800, contexts=20))
         items = dict(learner.snapshot())
         real = sum(len(value or b"") for key, value in items.items() if key[:1] != b"@")
 
@@ -432,6 +436,7 @@ def test_a_number_that_cannot_be_is_refused(field: str, value: float) -> None:
     [
         ("mlp", "y", 3),
         ("mlp", "x", math.inf),
+        ("mlp", "offset", -3),
         ("regression", "y", math.nan),
         ("regression", "error_scale", 0.0),
         ("baseline", "baseline", math.nan),
@@ -442,12 +447,12 @@ def test_an_example_or_a_weight_that_cannot_be_is_refused(
 ) -> None:
     case = case_of(name)
     form = case.learner._form
-    record = form.gather(case.learner._contexts, np.array([1]))
-    if part in ("x", "y"):
+    record = form.gather(case.learner._contexts, np.array([3]))
+    if part in ("x", "y", "offset"):
         record["support"][part][0, -1] = value
     else:
         record[part] = value
-    key = key_of(b"c/", NAMES[1])
+    key = key_of(b"c/", NAMES[3])
 
     with pytest.raises(DamagedError, match="a number in it cannot be"):
         form.unpack([key], [seal(key, form.fingerprint, record.tobytes())])
@@ -526,7 +531,7 @@ def test_a_description_is_in_the_users_words() -> None:
     assert described["events"] == 7
     assert described["last_offset"] == 2**40
     assert described["adapted"]
-    # six labels on a ring of four: slots 2, 3, 0, 1
+    # the support set of a context with six labels: the newest four
     assert [example["label"] for example in described["support"]] == ["ja", 1.5, "ja", 2]
     assert described["support"][0]["features"] == {"f0": 0.5 + 0.625, "f1": None}
     assert described["features"]["f1"]["mean"] == 5 / 8
