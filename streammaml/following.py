@@ -82,11 +82,7 @@ class Follower:
             self._drop(published, learners, _result_of(error), str(error))
             return None
         if trial.worse:
-            why = (
-                f"on {trial.contexts} contexts' own windows its loss is {trial.candidate:.3f}, "
-                f"that of what is served {trial.served:.3f}"
-            )
-            self._drop(published, learners, "worse", why)
+            self._drop(published, learners, "worse", trial.reason)
             return None
         if learners and trial.contexts < ENOUGH and now - self._since < TRY_WITHIN_S:
             return None

@@ -181,22 +181,22 @@ class Learner:
         """Whether this version with these numbers is in use."""
         return self._versions.is_same(initialization)
 
-    def held_out_losses(self, candidate: Initialization, limit: int, labels: int) -> Floats:
+    def losses_of_segments(self, candidate: Initialization, limit: int, labels: int) -> Floats:
         """Losses [2, n] of the initialization in use, and of one that :meth:`swap` could use.
 
-        Each after a warm-up on the older examples of a context, on its newest; of those contexts
-        in memory that were used last and have so many ``labels`` since their segment began, at
-        most ``limit``. NaN where the adaptation diverged. It changes nothing.
+        Of n contexts, at most ``limit``: those in memory that were used last, with so many
+        ``labels`` or more since their segment began. ``kernels.trial`` says which loss; NaN where
+        it is not finite. Changes nothing.
         """
         self._check_fits(candidate)
         contexts = self._contexts
         rows = np.flatnonzero((contexts.version >= 0) & (contexts.segment >= labels))
-        rows = rows[np.argsort(-contexts.used[rows], kind="stable")][:limit]
+        rows = rows[np.argsort(-contexts.used[rows])][:limit]
         other = self._meta_of(self._versions.arranged(candidate, self.labels.classes))
         packed = new_packed(0, self._stream.known.shape[0])
         losses = np.empty((2, len(rows)))
-        trial.held_out_losses(self._bundle, packed, rows, losses[0])
-        trial.held_out_losses(self._bundle_of(other), packed, rows, losses[1])
+        trial.losses_of_segments(self._bundle, packed, rows, losses[0])
+        trial.losses_of_segments(self._bundle_of(other), packed, rows, losses[1])
         if self._callbacks is not None:
             self._callbacks.check()
         return losses
@@ -452,4 +452,4 @@ def warm_up(config: Config, initialization: Initialization, network: Network | N
     learner = Learner(config, initialization, network=network)
     x = np.zeros((1, learner.width), np.float32)
     learner.step(Batch(contexts=[""], x=x, y=np.zeros(1)))
-    learner.held_out_losses(initialization, limit=1, labels=4)
+    learner.losses_of_segments(initialization, limit=1, labels=4)
