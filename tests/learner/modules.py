@@ -62,6 +62,10 @@ def batch_normed(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(inner, nn.Linear(8, outputs))
 
 
+def lazy(inputs: int, outputs: int) -> nn.Module:
+    return nn.LazyLinear(outputs)
+
+
 class Touchy(nn.Module):
     """Raises at a first input below −3.9: one that is far off its scale."""
 

@@ -242,8 +242,8 @@ def test_another_initialization_is_tried_as_the_compiled_network_would() -> None
     for one in (compiled, learner):
         play(one, stream)
 
-    expected = compiled.held_out_losses(other, 8, 8)
-    found = learner.held_out_losses(of_torch(other, spec), 8, 8)
+    expected = compiled.losses_of_segments(other, 8, 8)
+    found = learner.losses_of_segments(of_torch(other, spec), 8, 8)
 
     assert expected.shape == (2, 8)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

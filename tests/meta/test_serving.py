@@ -128,6 +128,11 @@ def test_what_cannot_be_served_is_refused_with_the_cure(factory: str, cure: str)
     )
 
 
+def test_lazy_parts_are_refused_with_the_cure() -> None:
+    with pytest.raises(ConfigError, match="lazy parts: name their sizes"):
+        spec_for("lazy")
+
+
 def test_parameters_of_another_width_become_float32() -> None:
     network = TorchNetwork(spec_for("odd_half"), seed=0)
 
