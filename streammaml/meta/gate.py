@@ -18,15 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from streammaml.events import Float32s, Floats, Ints
-from streammaml.initialization import FEATURE_WIDTHS, Initialization, Spec, group_of
+from streammaml.events import Floats, Ints
+from streammaml.initialization import Initialization, Spec
 from streammaml.meta.episodes import Held
-from streammaml.meta.feature_nets import net_losses
+from streammaml.meta.feature_nets import query_losses
+from streammaml.meta.nets import NETWORK, Tensors, part_of, with_net
 from streammaml.meta.outer_loop import task_losses
 
-NETWORK = "network"
-NETS = (NETWORK, *FEATURE_WIDTHS)
 QUANTILE = 1.645
 """Of the normal distribution, at 95 %."""
 EPISODES_LEAST = 64
@@ -34,8 +34,6 @@ CONTEXTS_LEAST = 8
 NORM_GROWTH = 10.0
 FLOOR = 0.1
 """Root mean square that a group of tensors counts with at least: a head starts at 0."""
-
-Tensors = Mapping[str, Float32s]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class NetVerdict:
     loss_incumbent: float = math.nan
     loss_candidate: float = math.nan
     loss_unadapted: float = math.nan
-    """Of the candidate's network at θ; the feature nets have none."""
+    """Of the candidate at θ, or of its prior head."""
     mean_difference: float = math.nan
     standard_error: float = math.nan
     norm_ratio: float = math.nan
@@ -121,23 +119,6 @@ def judge(
     )
 
 
-def net_of(tensor: str) -> str:
-    """The net that a tensor of an initialization belongs to."""
-    group = group_of(tensor)
-    return group if group in FEATURE_WIDTHS else NETWORK
-
-
-def part_of(tensors: Tensors, net: str) -> dict[str, Float32s]:
-    """The tensors of one net; empty where it is not there."""
-    return {name: tensor for name, tensor in tensors.items() if net_of(name) == net}
-
-
-def with_net(initialization: Initialization, net: str, own: Tensors) -> Initialization:
-    """An initialization with the tensors of one net in place of those that it has."""
-    others = {n: t for n, t in initialization.tensors.items() if net_of(n) != net}
-    return replace(initialization, tensors={**others, **own})
-
-
 def _judge_net(
     net: str,
     own: Tensors,
@@ -193,15 +174,18 @@ def _objection(found: NetVerdict, margin: float, enough: bool, untrained: bool) 
     return f"its loss may be {mean + QUANTILE * error:.4g} higher, at most {allowed:.4g}"
 
 
+@torch.no_grad()
 def _losses(
     net: str, initialization: Initialization, held: Held, limits: Limits
 ) -> tuple[Floats, Floats]:
-    """Query loss [T] after adaptation, and unadapted (NaN: a feature net is always adapted)."""
+    """Query loss [T] after adaptation, and before it: at θ, or of the prior head."""
     if net == NETWORK:
-        losses = task_losses(initialization, held.episodes, limits.clip_norm)
-        return losses.adapted.double().numpy(), losses.init.double().numpy()
-    found = net_losses(part_of(initialization.tensors, net), held.episodes).double().numpy()
-    return found, np.full_like(found, math.nan)
+        before, after = task_losses(initialization, held.episodes, limits.clip_norm)
+    else:
+        own = part_of(initialization.tensors, net)
+        given = {name.partition("/")[2]: torch.from_numpy(t) for name, t in own.items()}
+        before, after = query_losses(given, net, held.episodes)
+    return after.double().numpy(), before.double().numpy()
 
 
 def _by_context(values: Floats, contexts: Ints) -> Floats:
