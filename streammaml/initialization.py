@@ -35,6 +35,12 @@ HIDDEN = 64
 FEATURE_WIDTHS = {"f": 64, "g": 16}
 """Of the feature nets: the numbers that the second layer gives."""
 
+# Of a number beyond 64 bits, of infinity for a whole one, of brackets nested without end, too.
+_MALFORMED = (
+    *(SafetensorError, LookupError, ValueError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
@@ -197,7 +203,7 @@ def decode(payload: bytes) -> Initialization:
             classes=tuple(header["classes"]),
             notes={str(k): str(v) for k, v in header["notes"].items()},
         )
-    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise InitializationError(f"not an initialization: {error}") from error
 
 
