@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from streammaml.backends.ports import Message, Record
+from streammaml.config import Config
 from streammaml.errors import InitializationError
 from streammaml.initialization import Initialization, decode, encode
 
@@ -29,7 +30,14 @@ REPORT_BYTES = 32_768
 _BY_BYTES = 100
 _MAX_VERSION = 2**63 - 1
 _VERSION = re.compile(rb"v(0|[1-9][0-9]{0,18})")
+TWIN = "another outer loop of this group runs: give each its own outer.group, or stop one"
+"""Why a publisher was fenced."""
 _report = msgspec.json.Decoder(dict[str, Any])
+
+
+def publisher_id(config: Config) -> str:
+    """The name by which the publishers of a group fence each other."""
+    return f"{config.outer.group or config.kafka.group}-outer"
 
 
 class Published(NamedTuple):
