@@ -1,26 +1,19 @@
-"""The outer loop's optimizer state on disk, in one file that is whole or not there.
+"""A file that is whole or not there: the outer loop's optimizer state between two starts.
 
-Rule: it belongs to one initialization, by the digest of its bytes, and to no other. It saves time,
-it is never needed: what cannot be read or written is logged, and training begins anew.
+Rule: it saves time and is never needed. What cannot be read or written is logged.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import structlog
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-
-from streammaml.events import Float32s
 
 FILE = "optimizer.safetensors"
-OWNER = "initialization"
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +28,7 @@ class Checkpoint:
             readable += f"-{sha256(group.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
         self.path = Path(directory) / f"outer-{readable}" / FILE if directory else None
 
-    def write(self, tensors: Mapping[str, Float32s], digest: str) -> None:
+    def write(self, state: bytes) -> None:
         """Replace the file in one step, once the bytes are on the disk."""
         if self.path is None:
             return
@@ -43,7 +36,7 @@ class Checkpoint:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
-                file.write(save(dict(tensors), metadata={OWNER: digest}))
+                file.write(state)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.path)
@@ -53,17 +46,16 @@ class Checkpoint:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
-    def read(self, digest: str) -> dict[str, Float32s] | None:
-        """The state that belongs to the initialization of this digest; None if there is none."""
-        if self.path is None or not self.path.exists():
+    def read(self) -> bytes | None:
+        """What was written last; None if there is nothing."""
+        if self.path is None:
             return None
         try:
-            with safe_open(str(self.path), framework="np") as file:
-                if (file.metadata() or {}).get(OWNER) != digest:
-                    return None
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
-            log.warning("checkpoint_damaged", path=str(self.path), error=str(error))
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("checkpoint_not_read", path=str(self.path), error=str(error))
             return None
 
 

@@ -69,6 +69,17 @@ def source_of(text: str) -> tuple[int | None, str]:
     name, _, topic = text.partition("@")
     if name == "current":
         return None, topic
-    if found := re.fullmatch(r"v(\d{1,18})", name):
-        return int(found[1]), topic
+    if VERSION.fullmatch(name):
+        return version_of(name), topic
     raise ValueError(f"{text!r} is no initialization: v12@topic, current@topic and v12 are")
+
+
+VERSION = re.compile(r"v?(\d{1,18})")
+
+
+def version_of(text: str) -> int:
+    """``v12`` or ``12``; ValueError for what is none."""
+    found = VERSION.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no version: v12 is one")
+    return int(found[1])

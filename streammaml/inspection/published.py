@@ -14,12 +14,10 @@ from rich.text import Text
 from streammaml.backends.kafka import KafkaPublisher, KafkaTail, TopicAdmin
 from streammaml.backends.ports import Publisher
 from streammaml.backends.wire_initializations import Published, rollback_message
-from streammaml.catalogue import Catalogue, Entry, read_all
+from streammaml.catalogue import Catalogue, Entry, loss_of, read_all
 from streammaml.config import Config, spec_of
-from streammaml.initialization import check_fits
+from streammaml.initialization import Initialization, check_fits
 from streammaml.inspection.pages import DASH, printable
-
-NETWORK = "network"
 
 
 class NoVersionError(Exception):
@@ -80,6 +78,18 @@ def find(catalogue: Catalogue, version: int) -> Entry:
         there = ", ".join(f"v{v}" for v, e in sorted(catalogue.entries.items()) if not e.error)
         raise NoVersionError(f"v{version} is not in the topic; there are: {there or 'none'}")
     return entry
+
+
+def initialization_of(catalogue: Catalogue, version: int | None) -> Initialization:
+    """The tensors of the version that was kept, or of the current one; NoVersionError if none."""
+    if version is None:
+        if catalogue.current is None:
+            raise NoVersionError("no version is current: name one")
+        return catalogue.current.initialization
+    entry = find(catalogue, version)
+    if catalogue.kept is None:
+        raise NoVersionError(f"v{version} cannot be used: {entry.error}")
+    return catalogue.kept.initialization
 
 
 def publish_again(
@@ -192,14 +202,6 @@ def _line(catalogue: Catalogue, entry: Entry, now_s: float) -> dict[str, Any]:
         "digest": entry.digest,
         "error": entry.error,
     }
-
-
-def loss_of(report: Mapping[str, Any], key: str, net: str = NETWORK) -> float | None:
-    """A loss of one net out of a gate's report, which anyone may have written."""
-    nets = report.get("nets")
-    own = nets.get(net) if isinstance(nets, dict) else None
-    value = own.get(key) if isinstance(own, dict) else None
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _loss(value: float | None) -> str:
