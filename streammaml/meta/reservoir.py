@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import nlargest
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from streammaml.meta.episodes import (
     SUPPORT_LEAST,
     Z_LIMIT,
     Episodes,
+    Held,
 )
 from streammaml.meta.losses import Examples
 
@@ -55,13 +55,6 @@ class Refused(StrEnum):
     NONFINITE = "nonfinite"
     """Its numbers are not finite once they are scaled."""
     OVERSIZE = "oversize"
-
-
-class Held(NamedTuple):
-    """Episodes to judge by."""
-
-    episodes: Episodes  # [T, …]
-    contexts: Ints  # [T], which episodes are of one context
 
 
 @dataclass(slots=True, eq=False)

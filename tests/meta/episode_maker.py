@@ -10,7 +10,7 @@ import numpy as np
 
 from streammaml.config import Config
 from streammaml.evaluation.streams import WIDTH, Stream, hyper
-from streammaml.events import Episode, Floats, Label
+from streammaml.events import Episode, Float32s, Floats, Label
 from streammaml.meta.episodes import PSEUDO_EVENTS, QUERY, SUPPORT, SUPPORT_LEAST
 from streammaml.meta.reservoir import Reservoir
 
@@ -96,7 +96,7 @@ def fill(config: Config, contexts: int = 40, events: int = 150, seed: int = 1) -
     return reservoir
 
 
-def _scalers(whole: Floats, own: Floats) -> tuple[Floats, Floats]:
+def _scalers(whole: Float32s, own: Float32s) -> tuple[Floats, Floats]:
     mean, variance = whole.mean(0, np.float64), whole.var(0, np.float64)
     total = PSEUDO_EVENTS + len(own)
     shift = (PSEUDO_EVENTS * mean + own.sum(0)) / total

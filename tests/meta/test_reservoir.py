@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from streammaml.config import Config
 from streammaml.events import Episode
-from streammaml.meta.episodes import QUERY, Episodes
-from streammaml.meta.reservoir import Held, Refused, Reservoir
+from streammaml.meta.episodes import QUERY, Episodes, Held
+from streammaml.meta.reservoir import Refused, Reservoir
 from tests.meta.episode_maker import make_config, make_episode
 
 APART = {4, 11}
@@ -337,7 +337,7 @@ def test_the_same_episodes_and_the_same_seed_give_the_same_bits() -> None:
 
 def slots(reservoir: Reservoir, context: str) -> list[int]:
     (item,) = reservoir._contexts[context].items
-    return item.targets.tolist()
+    return [int(slot) for slot in item.targets]
 
 
 def test_classes_of_an_open_list_get_slots_of_the_reservoir_across_partitions() -> None:
