@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from streammaml.backends.ports import OUTER_TWIN, Headers, Message, Record, Tail
+from streammaml.backends.ports import Headers, Message, Record, Tail
 from streammaml.backends.wire_initializations import (
     DIGEST_CHARACTERS,
+    TWIN,
     initialization_messages,
     tombstone,
 )
@@ -82,7 +83,7 @@ class Succession:
         if not by_operator and current.digest in self._own:
             return Standing.SAME, None  # what went before the incumbent comes back late
         if not by_operator and current.report.get("group") == group_of(self._config):
-            raise FencedError(OUTER_TWIN)
+            raise FencedError(TWIN)
         log.info("superseded", version=current.version, by=current.by)
         standing = Standing.ROLLED_BACK if by_operator else Standing.CHANGED
         return standing, self._adopt()
