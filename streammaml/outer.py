@@ -234,6 +234,7 @@ class OuterJob:
         if self._stop.is_set():
             return replace(run, result="skipped", why="stopped")
         if outcome.candidate is None:
+            self._checkpoint.write(trainer.checkpoint())  # the next start draws other episodes
             return run
         try:
             if self._follow(SETTLE_S) and self._succession.highest < outcome.candidate.version:
