@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from streammaml.errors import NonFiniteError
+from streammaml.errors import MisfitError, NonFiniteError
 from streammaml.events import Float32s
 from streammaml.initialization import FEATURE_WIDTHS, Initialization, group_of
 from streammaml.meta.episodes import Episodes
@@ -75,6 +75,28 @@ def with_net(initialization: Initialization, net: str, own: Tensors) -> Initiali
     """An initialization with the tensors of one net in place of those that it has."""
     others = {n: t for n, t in initialization.tensors.items() if net_of(n) != net}
     return replace(initialization, tensors={**others, **own})
+
+
+def carried_over(target: Initialization, source: Initialization) -> Initialization:
+    """Another domain's tensors under the target's meaning: its schema, version and classes.
+
+    MisfitError where they have other sizes.
+    """
+    own, theirs = target.spec, source.spec
+    for what, ours, found in (
+        ("task", own.task.value, theirs.task.value),
+        ("network", own.network or "built in", theirs.network or "built in"),
+        ("sizes", own.sizes, theirs.sizes),
+        ("inner steps", own.steps, theirs.steps),
+        ("parameters", own.shapes(), theirs.shapes()),
+    ):
+        if ours != found:
+            raise MisfitError(
+                f"cannot start from another domain's initialization (v{source.version}): {what} "
+                f"{found} there, {ours} here; the network, its inputs and its outputs must be as "
+                "many, whatever they mean"
+            )
+    return replace(target, tensors=source.tensors)
 
 
 def begin(

@@ -149,6 +149,11 @@ class Reservoir:
         return self._bytes
 
     @property
+    def trainable(self) -> int:
+        """Episodes to train on: the others judge, or overlap one that does."""
+        return len(self._indexed().train)
+
+    @property
     def classes(self) -> tuple[Label, ...]:
         """Classes by slot where the schema leaves them open; empty where it lists them."""
         return tuple(self._classes) if self._open else ()
