@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from streammaml.initialization import Initialization
 from streammaml.outer import OuterJob, Run
 from tests.meta.episode_maker import episodes_of, make_config
 
+PERIOD_S = 1000.0
+QUICK = {"steps": 10, "meta_batch": 8, "margin": 10.0, "feature_nets": False, "validation": 128}
+
 
 class MemoryOutside:
-    """Builds the clients on a memory broker; ``step`` is called before each with its name."""
+    """Builds the clients on a memory broker; ``step`` is called before each with its name, and
+    with "publish" before each publication.
+    """
 
     def __init__(self, broker: MemoryBroker, config: Config) -> None:
         self._broker = broker
@@ -30,7 +36,7 @@ class MemoryOutside:
 
     def publisher(self) -> Publisher:
         self.step("publisher")
-        return MemoryPublisher(self._broker, self._config)
+        return _Announced(self._broker, self._config, lambda: self.step("publish"))
 
     def initializations(self) -> Tail:
         self.step("initializations")
@@ -39,6 +45,16 @@ class MemoryOutside:
     def episodes(self) -> Tail:
         self.step("episodes")
         return MemoryTail(self._broker, self._config.topics.episodes)
+
+
+class _Announced(MemoryPublisher):
+    def __init__(self, broker: MemoryBroker, config: Config, before: Callable[[], None]) -> None:
+        super().__init__(broker, config)
+        self._before = before
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        self._before()
+        super().publish(messages)
 
 
 class Seen:
@@ -79,7 +95,7 @@ class Rig:
     """One broker and one configuration; jobs on them."""
 
     def __init__(self, folder: Path, **outer: Any) -> None:
-        made = make_config(**{"steps": 10, "meta_batch": 8, "margin": 10.0, **outer})
+        made = make_config(**{**QUICK, **outer})
         state = made.state.model_copy(update={"directory": str(folder)})
         self.config = made.model_copy(update={"state": state})
         self.broker = MemoryBroker.of(self.config)
@@ -96,8 +112,29 @@ class Rig:
     def job(self, config: Config | None = None, **more: Any) -> OuterJob:
         return OuterJob(config or self.config, self.outside, [self.seen], **more)
 
+    def run(self, until: Callable[[Run], bool], **more: Any) -> None:
+        """One life, run after run at once, until after a run something holds."""
+        stop, seen = threading.Event(), self.seen
+        then = seen.on_run
+
+        def on_run(run: Run) -> None:
+            then(run)
+            if until(run):
+                stop.set()
+
+        seen.on_run = on_run
+        self.job(clock=lambda: PERIOD_S * len(seen.runs), **more).run(stop, PERIOD_S)
+
     def once(self, **more: Any) -> Run:
         return self.job(**more).once(threading.Event())
+
+    def other(self) -> Rig:
+        """Another loop of the same group on the same broker, from another machine."""
+        twin = copy(self)
+        state = self.config.state.model_copy(update={"directory": ""})
+        twin.config = self.config.model_copy(update={"state": state})
+        twin.outside, twin.seen = MemoryOutside(self.broker, twin.config), Seen()
+        return twin
 
     def catalogue(self, keep: int | None = None) -> Catalogue:
         """What the topic holds."""
