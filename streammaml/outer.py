@@ -225,6 +225,12 @@ class OuterJob:
             return self._stop.is_set() or self._clock() >= deadline
 
         steps = self._config.outer.steps
+        log.info(
+            "outer_run_begins",
+            parent=trainer.incumbent.version,
+            episodes=len(self._reservoir),
+            contexts=self._reservoir.contexts,
+        )
         trainer.saw(self._succession.highest)
         with self._progress(steps) as tell:
             outcome = trainer.run(

@@ -16,6 +16,7 @@ from streammaml.backends.memory import MemoryRecord
 from streammaml.config import Config
 from streammaml.errors import InitializationError, InputError, RejectedError
 from streammaml.events import Episode, Event
+from streammaml.initialization import Initialization
 from streammaml.jobs import progress
 from streammaml.meta.outer_loop import Rule
 from streammaml.meta_trainer import Trained, past_of, train
@@ -25,9 +26,18 @@ CHUNK = 5_000
 
 
 def train_from_file(
-    config: Config, file: Path, columns: Columns, out: Path, steps: int, rule: Rule
+    config: Config,
+    file: Path,
+    columns: Columns,
+    out: Path,
+    steps: int,
+    rule: Rule,
+    start_from: Initialization | None = None,
 ) -> tuple[Trained, int]:
-    """Meta-train from a history and write the initialization; also returns the rows left out."""
+    """Meta-train from a history and write the initialization; also returns the rows left out.
+
+    ``start_from``: another domain's initialization, instead of the configured seed's.
+    """
     past = past_of(config, _history(config, file, columns))
     _check_rows(file, past.rejected, len(past.y))
     with progress(f"{rule.value}, outer steps", steps) as tell:
@@ -36,6 +46,7 @@ def train_from_file(
             past,
             steps=steps,
             rule=rule,
+            start_from=start_from,
             on_progress=lambda done, _, loss: tell(done, f"loss {loss:.3f}"),
         )
     whole = out.with_name(f"{out.name}.part")

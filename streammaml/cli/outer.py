@@ -105,7 +105,7 @@ def outer(
 ) -> None:
     """Meta-train on the episodes that workers send, and publish what is better."""
     ends = once or (source is not None and every is None)
-    _check_use(ends, every, source, out, from_initialization)
+    _check_use(ends, every, source, out)
     effective = load(
         config,
         sets,
@@ -128,11 +128,12 @@ def outer(
 
     chosen = features or ",".join(f.name for f in effective.features)
     columns = Columns(features=chosen, label=label, context=context, time=None)
+    begin = None if from_initialization is None else _foreign(effective, from_initialization)
     if out is not None:
         assert source is not None
         by = Rule(effective.outer.rule)
         trained, rejected = train_from_file(
-            effective, source, columns, out, steps or FILE_STEPS, by
+            effective, source, columns, out, steps or FILE_STEPS, by, begin
         )
         typer.echo(
             f"wrote {out}: mean loss after adaptation on {trained.validation_episodes} held-out "
@@ -144,7 +145,6 @@ def outer(
     from streammaml.outer_serving import run_outer, serve_outer
 
     past = [] if source is None else episodes_of_file(effective, source, columns)
-    begin = None if from_initialization is None else _foreign(effective, from_initialization)
     with stop_on_signals() as stop:
         if not ends:
             with last_words():
@@ -165,7 +165,6 @@ def _check_use(
     every: float | None,
     source: Path | None,
     out: Path | None,
-    from_initialization: Source | None,
 ) -> None:
     """Refuse flags that contradict each other, before any work is done."""
     if ends and every is not None:
@@ -173,9 +172,9 @@ def _check_use(
     if out is None:
         return
     if source is None:
-        raise typer.BadParameter("--out goes with --from FILE: without it the topic is written")
-    if not ends or from_initialization is not None:
-        raise typer.BadParameter("--out goes with neither --every nor --from-initialization")
+        raise typer.BadParameter("--out goes with --from FILE: otherwise the topic is written")
+    if not ends:
+        raise typer.BadParameter("--out writes a file once: without --every")
 
 
 def _foreign(config: Config, source: Source) -> Initialization:

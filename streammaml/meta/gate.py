@@ -130,25 +130,28 @@ def _judge_net(
     if not all(np.isfinite(tensor).all() for tensor in own.values()):
         return NetVerdict(passed=False, why="it holds a value that is not finite")
     candidate = with_net(reference, net, own)
-    ratio = _norm_ratio(net, candidate, reference)
     before, _ = _losses(net, reference, held, limits)
     after, unadapted = _losses(net, candidate, held, limits)
     # An episode on which what is in use diverges says nothing against any candidate.
     usable = np.isfinite(before)
-    difference = _by_context(np.where(usable, after - before, 0.0), held.contexts)
     loss = _by_context(before[usable], held.contexts[usable])
-    mean, error = float(difference.mean()), math.nan
-    if len(difference) > 1:
-        error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
     found = NetVerdict(
         passed=False,
-        why="",
+        why="its loss on held-out episodes is not finite",
         loss_incumbent=float(loss.mean()) if len(loss) else math.nan,
+        norm_ratio=_norm_ratio(net, candidate, reference),
+    )
+    if not np.isfinite(after).all():
+        return found
+    before[~usable] = after[~usable]
+    difference = _by_context(after - before, held.contexts)
+    error = float(difference.std(ddof=1)) if len(difference) > 1 else math.nan
+    found = replace(
+        found,
         loss_candidate=float(_by_context(after, held.contexts).mean()),
         loss_unadapted=float(_by_context(unadapted, held.contexts).mean()),
-        mean_difference=mean,
-        standard_error=error,
-        norm_ratio=ratio,
+        mean_difference=float(difference.mean()),
+        standard_error=error / math.sqrt(len(difference)),
     )
     enough = len(held.contexts) >= EPISODES_LEAST and len(difference) >= CONTEXTS_LEAST
     why = _objection(found, limits.margin, enough, untrained)
@@ -157,8 +160,6 @@ def _judge_net(
 
 def _objection(found: NetVerdict, margin: float, enough: bool, untrained: bool) -> str:
     """What speaks against a net; empty: nothing."""
-    if not math.isfinite(found.loss_candidate):
-        return "its loss on held-out episodes is not finite"
     if found.norm_ratio > NORM_GROWTH:
         return f"its tensors are {found.norm_ratio:.1f} times as long, at most {NORM_GROWTH:g}"
     mean, error = found.mean_difference, found.standard_error

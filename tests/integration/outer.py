@@ -52,10 +52,15 @@ class OuterRig(Job):
         feed.close()
         return len(sent)
 
-    def ask(self, *arguments: str, expect: int = 0) -> str:
+    def ask(
+        self, *arguments: str, expect: int = 0, sets: Mapping[str, object] | None = None
+    ) -> str:
         """Run a command to its end; its standard output, or its errors where it has to fail."""
         done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=DEADLINE_S
+            self.command(*arguments, sets=sets),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
         )
         assert done.returncode == expect, f"{arguments}: {done.returncode}\n{done.stderr}"
         return done.stderr if expect else done.stdout

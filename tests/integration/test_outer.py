@@ -118,8 +118,7 @@ def test_a_stop_in_the_middle_of_a_run_ends_it_well(kafka_servers: str, tmp_path
     rig = OuterRig(kafka_servers, tmp_path, steps=1_000_000, seconds=600.0)
     rig.produce()
     loop = rig.loop("10m")
-    loop.says('"event": "incumbent"')
-    loop.wait(1.0)
+    loop.says('"event": "outer_run_begins"')
     loop.stop()
 
     assert '"why": "stopped"' in loop.log()
@@ -140,11 +139,10 @@ def test_without_its_topics_it_ends_with_78_and_without_a_broker_with_69(
     kafka_servers: str, tmp_path: Path
 ) -> None:
     rig = OuterRig(kafka_servers, tmp_path)
-    nowhere = ["--set", "kafka.bootstrap_servers=127.0.0.1:1"]
-    impatient = [*nowhere, "--set", "kafka.unavailable_limit_s=0.5"]
+    nowhere = {"kafka.bootstrap_servers": "127.0.0.1:1", "kafka.unavailable_limit_s": 0.5}
 
-    elsewhere = rig.ask("outer", "--once", "--set", "topics.episodes=none", expect=78)
-    away = rig.ask("outer", "--once", *impatient, expect=69)
+    elsewhere = rig.ask("outer", "--once", expect=78, sets={"topics.episodes": "none"})
+    away = rig.ask("outer", "--once", expect=69, sets=nowhere)
 
     assert "streammaml topics" in elsewhere
     assert "gave up after 0.5 s" in away

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,14 @@ def episodes_of(stream: Stream, every: int = 16, seed: int = 0) -> Iterator[Epis
         )
 
 
-def fill(config: Config, contexts: int = 40, events: int = 150, seed: int = 1) -> Reservoir:
-    """A reservoir with the episodes of a drifting stream."""
-    reservoir = Reservoir(config)
-    for episode in episodes_of(hyper(contexts, events, seed)):
+def fill(
+    config: Config, contexts: int = 40, events: int = 150, seed: int = 1, shared: bool = False
+) -> Reservoir:
+    """A reservoir with the episodes of a drifting stream, or of one concept that all share."""
+    reservoir, stream = Reservoir(config), hyper(contexts, events, seed)
+    if shared:
+        stream = replace(stream, y=(stream.x[:, 0] > stream.x[:, 1]).astype(np.float64))
+    for episode in episodes_of(stream):
         assert reservoir.add(episode) is None
     return reservoir
 
