@@ -18,6 +18,7 @@ from streammaml.errors import InitializationError, InputError, RejectedError
 from streammaml.events import Episode, Event
 from streammaml.initialization import Initialization
 from streammaml.jobs import progress
+from streammaml.meta.episodes import LABELS_LEAST
 from streammaml.meta.outer_loop import Rule
 from streammaml.meta_trainer import Trained, past_of, train
 from streammaml.recorded import collate, episodes_of
@@ -64,8 +65,8 @@ def episodes_of_file(config: Config, file: Path, columns: Columns) -> list[Episo
     found = list(episodes_of(config, recorded))
     if not found:
         raise InputError(
-            f"no context of {file} has the labels that an episode takes: give a longer history, "
-            "or check the columns of context and label"
+            f"no context has the {LABELS_LEAST} labels that an episode takes: give a longer "
+            "history, or check the columns of context and label"
         )
     return found
 

@@ -282,13 +282,12 @@ def test_the_commands_work_one_after_another_as_they_stand(reader: Reader) -> No
 def test_every_command_is_in_the_table_and_every_name_is_a_command() -> None:
     table = README.split("## Commands")[1].split("##")[0]
     rows = [row for row in table.splitlines() if row.startswith("| `")]
-    (config,) = app.registered_groups
+    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance]
 
     named: set[str] = set()
     for code in re.findall(r"`([^`]+)`", " ".join(row.split("|")[1] for row in rows)):
         named.update(word for word in code.partition(" --")[0].split() if word.islower())
 
-    assert config.typer_instance is not None
-    commands = [*app.registered_commands, *config.typer_instance.registered_commands]
+    commands = [c for of in (app, *groups) for c in of.registered_commands]
     names = {c.name or (c.callback.__name__ if c.callback else "") for c in commands}
-    assert named == names | {"streammaml", "config"}
+    assert named == names | {"streammaml", "config", "initializations"}
