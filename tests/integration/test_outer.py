@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from streammaml.backends.ports import Message
+from streammaml.evaluation.streams import hyper
 from tests.faults.outer_kills import kill_often
 from tests.integration.outer import OuterRig
 from tests.integration.rig import WorkerProcess
@@ -146,3 +147,35 @@ def test_without_its_topics_it_ends_with_78_and_without_a_broker_with_69(
 
     assert "streammaml topics" in elsewhere
     assert "gave up after 0.5 s" in away
+
+
+def test_a_history_and_another_domain_are_starts_that_pass_the_same_gate(
+    kafka_servers: str, tmp_path: Path
+) -> None:
+    rig = OuterRig(kafka_servers, tmp_path)
+    history = write_history(tmp_path / "history.csv")
+
+    published = rig.value("outer", "--from", str(history), "--context", "context")
+    again = rig.value("outer", "--from", str(history), "--context", "context", "--rule", "anil")
+    sets = {"topics.initializations": rig.config.topics.adaptations}
+    source = f"v1@{rig.config.topics.initializations}"
+    elsewhere = rig.ask("outer", "--once", "--from-initialization", source, sets=sets)
+    missing = f"v9@{rig.config.topics.initializations}"
+    refused = rig.ask("outer", "--once", "--from-initialization", missing, expect=1, sets=sets)
+
+    assert (published["result"], published["version"]) == ("published", 1)
+    assert again["report"]["rule"] == "anil"
+    assert again["parent"] == 1
+    assert elsewhere.startswith("skipped")
+    assert "v9 is not in the topic; there are: v1" in refused
+
+
+def write_history(path: Path) -> Path:
+    """A stream of the generated family, as a table."""
+    stream = hyper(24, 100, 1)
+    rows = [",".join(["context", *(f"x{i}" for i in range(stream.x.shape[1])), "label"])]
+    for context, x, y in zip(stream.contexts, stream.x.tolist(), stream.y, strict=True):
+        label = ("no", "yes")[int(y)]
+        rows.append(",".join([f"s{context}", *(f"{value:.4f}" for value in x), label]))
+    path.write_text("\n".join(rows) + "\n")
+    return path
