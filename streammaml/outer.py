@@ -330,6 +330,8 @@ class OuterJob:
 
     def _recover(self, error: BackendError) -> None:
         """Let go of the clients and wait for the next try, or raise what ends this process."""
+        if self._stop.is_set():
+            return
         if isinstance(error, FencedError):
             # Without clients it is known already that no operator did it.
             if self._clients is None or not self._was_rolled_back():

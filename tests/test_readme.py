@@ -26,7 +26,7 @@ from tests.worker_process import clean_environment, kafka_environment, predictio
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND_S = 120.0
+COMMAND_S = 400.0
 EVENTS = 3_000
 STORES = 20
 MOST_LOG_LINES = 30
@@ -265,7 +265,7 @@ def write_events(path: Path) -> None:
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_the_commands_work_one_after_another_as_they_stand(reader: Reader) -> None:
     commands = [line for block in BLOCKS if kind_of(block) == "command" for line in block.lines]
 

@@ -116,6 +116,11 @@ NAMES = {
     "nonfinite_total": Name(
         Counter, "Numbers that diverged.", {"where": ("loss", "gradient", "parameter")}
     ),
+    "episodes_total": Name(
+        Counter,
+        "Windows of labelled events for the outer loop; dropped: more than episodes.per_second.",
+        {"result": ("emitted", "dropped", "oversize")},
+    ),
     "init_version": Name(Gauge, "Version of the initialization.", {"role": ("worker",)}),
     "init_loads_total": Name(
         Counter,

@@ -118,6 +118,10 @@ class Metrics:
     def unknown_categories(self, values: int) -> None:
         self._all.add("unknown_categories_total", n=values)
 
+    def episodes(self, result: str, n: int) -> None:
+        """Count windows: ``emitted``, ``dropped`` or ``oversize``."""
+        self._all.add("episodes_total", result, n=n)
+
     def rebalanced(self, change: Rebalance) -> None:
         """Count each kind of change once; series of partitions that left are removed."""
         kinds = {

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from streammaml.backends.codec import CONTEXT_BYTES
 from streammaml.backends.ports import Message, Record
-from streammaml.config import NUMBER_LIMIT, Config, canonical, schema_fingerprint, spec_of
+from streammaml.config import NUMBER_LIMIT, Config, schema_fingerprint, spec_of
 from streammaml.errors import RejectedError
-from streammaml.events import Episode, Label, Reason, Task
+from streammaml.events import Episode, Label, Reason, Task, canonical
 
 FORMAT = 1
 Number = TypeVar("Number", np.float32, np.float64, np.int64)

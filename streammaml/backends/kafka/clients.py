@@ -139,13 +139,14 @@ def record_room(config: Config) -> int:
 
 
 def state_room(config: Config) -> int:
-    """Bytes that the largest record of the state may need: weights twice, and the support set.
+    """Bytes that the largest record of the state may need: weights twice, and the examples.
 
     In powers of two from 4 MB on, so that few changes of the model need a change of the topic.
     """
     spec = spec_of(config)
     parameters = sum(math.prod(shape) for shape in spec.shapes().values())
-    needs = record_room(config) + 8 * parameters + 16 * spec.sizes[0] * config.learner.support_size
+    examples = config.learner.support_size + 16  # and the query set of an episode
+    needs = record_room(config) + 8 * parameters + 16 * spec.sizes[0] * examples
     return max(4_194_304, 1 << (needs - 1).bit_length())
 
 

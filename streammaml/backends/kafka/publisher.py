@@ -10,7 +10,6 @@ from streammaml.backends.kafka.topics import TopicAdmin
 from streammaml.backends.ports import Message
 from streammaml.backends.wire_initializations import TWIN, publisher_id
 from streammaml.config import Config
-from streammaml.errors import BackendError
 
 
 class KafkaPublisher:
@@ -22,6 +21,7 @@ class KafkaPublisher:
         self, config: Config, *, connect_timeout_s: float = WORKER_CONNECT_TIMEOUT_S
     ) -> None:
         self._topic = config.topics.initializations
+        self._fault: BaseException | None = None
         with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
             admin.require([self._topic])
         name = publisher_id(config)
@@ -35,9 +35,13 @@ class KafkaPublisher:
         )
 
     def publish(self, messages: Sequence[Message]) -> None:
-        if self._producer.is_open:
-            raise BackendError("an earlier transaction did not end: make a new publisher")
-        self._producer.commit([m._replace(topic=self._topic) for m in messages], {})
+        if self._fault is not None:
+            raise self._fault
+        try:
+            self._producer.commit([m._replace(topic=self._topic) for m in messages], {})
+        except BaseException as error:  # a part may be sent, which the next one must not commit
+            self._fault = error
+            raise
 
     def close(self) -> None:
         """Bounded in time."""

@@ -32,6 +32,7 @@ _POLL_RECORDS = 1000
 _FETCH_BYTES = 4_194_304
 # A fetch stays at the broker for so long, and what comes meanwhile is there at the next poll.
 _FETCH_WAIT_MS = 1000
+_METADATA_AGE_MS = 10_000
 
 
 class KafkaTail:
@@ -61,6 +62,7 @@ class KafkaTail:
             "max_poll_records": _POLL_RECORDS,
             "fetch_min_bytes": 1,
             "fetch_max_wait_ms": _FETCH_WAIT_MS,
+            "metadata_max_age_ms": _METADATA_AGE_MS,
             "fetch_max_bytes": 4 * _FETCH_BYTES,
             "max_partition_fetch_bytes": _FETCH_BYTES,
         }
@@ -101,7 +103,7 @@ class KafkaTail:
         self._ends = {ours(tp): ends[tp] for tp in tps if starts[tp] < ends[tp]}
 
     def _partitions(self) -> list[Partition]:
-        """As of at most half a minute ago."""
+        """As of some seconds ago."""
         known = self._consumer._cluster.partitions_for_topic(self._topic) or ()
         return [Partition(self._topic, index) for index in sorted(known)]
 

@@ -250,11 +250,8 @@ def _judge(name: str, spec: Mapping[str, Any], partitions: int, settings: dict[s
 
 def _unfit(wanted: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """What a changelog should have instead."""
-    unfit = {
-        key: wanted[key]
-        for key in _CHANGELOG
-        if key in wanted and float(settings[key]) > float(wanted[key])
-    }
+    limits = [key for key in _CHANGELOG if key in wanted]
+    unfit = {key: wanted[key] for key in limits if float(settings[key]) > float(wanted[key])}
     least = int(wanted.get("delete.retention.ms", 0))
     if 0 <= int(settings["delete.retention.ms"]) < least:
         unfit["delete.retention.ms"] = str(least)

@@ -21,10 +21,6 @@ class MemoryProducer:
         self._transaction: Transaction | None = None
         broker.enter(transactional_id, self)
 
-    @property
-    def is_open(self) -> bool:
-        return self._transaction is not None
-
     def check(self) -> None:
         """FencedError if superseded."""
         if not self._broker.owns(self._id, self):

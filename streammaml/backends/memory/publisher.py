@@ -9,7 +9,6 @@ from streammaml.backends.memory.producer import MemoryProducer
 from streammaml.backends.ports import Message
 from streammaml.backends.wire_initializations import TWIN, publisher_id
 from streammaml.config import Config
-from streammaml.errors import BackendError
 
 
 class MemoryPublisher:
@@ -18,18 +17,26 @@ class MemoryPublisher:
     def __init__(self, broker: MemoryBroker, config: Config) -> None:
         self._broker = broker
         self._topic = config.topics.initializations
+        self._fault: BaseException | None = None
         broker.partitions(self._topic)
         self._producer = MemoryProducer(broker, publisher_id(config), TWIN)
 
     def publish(self, messages: Sequence[Message]) -> None:
-        with self._broker.changed:
-            self._producer.check()
-            if self._producer.is_open:
-                raise BackendError("an earlier transaction did not end: make a new publisher")
-            self._producer.append([m._replace(topic=self._topic) for m in messages])
-            self._broker.step("publish")
-            self._producer.commit({}, "")
-            self._broker.step("published")
+        if self._fault is not None:
+            raise self._fault
+        try:
+            self._publish([m._replace(topic=self._topic) for m in messages])
+        except BaseException as error:
+            self._fault = error
+            raise
 
     def close(self) -> None:
         self._producer.drop()
+
+    def _publish(self, messages: Sequence[Message]) -> None:
+        with self._broker.changed:
+            self._producer.check()
+            self._producer.append(messages)
+            self._broker.step("publish")
+            self._producer.commit({}, "")
+            self._broker.step("published")
