@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streammaml.config import Config, canonical
-from streammaml.events import Context, Episode, Float32s, Ints, Label, Task
+from streammaml.config import Config
+from streammaml.events import Context, Episode, Float32s, Ints, Label, Task, canonical
 from streammaml.meta.episodes import (
     HELD_OUT_CONTEXTS_LEAST,
     QUERY,

@@ -177,22 +177,25 @@ def test_over_a_bound_the_context_with_the_most_gives_up_one_of_its_older_half()
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.integers(2, 32)), min_size=1, max_size=300),
+    st.integers(0, 1000),
+    st.integers(0, 250),
+    st.integers(1, 30),
     st.integers(8, 20),
     st.integers(64, 90),
     st.floats(0.02, 0.2),
 )
 def test_the_bounds_hold_and_the_newest_stay(
-    added: list[tuple[int, int]], context_limit: int, total: int, megabytes: float
+    seed: int, added: int, contexts: int, context_limit: int, total: int, megabytes: float
 ) -> None:
     reservoir = Reservoir(
         config_of(reservoir_context=context_limit, reservoir_total=total, reservoir_mb=megabytes)
     )
+    rng = np.random.default_rng(seed)
     counts: Counter[int] = Counter()
 
-    for context, support in added:
+    for context in (contexts * rng.random(added) ** 2).astype(int).tolist():  # some have more
         counts[context] += 50
-        reservoir.add(marked(context, counts[context], support))
+        reservoir.add(marked(context, counts[context], int(rng.integers(2, 33))))
 
     items = [item for kept in reservoir._contexts.values() for item in kept.items]
     assert len(items) == len(reservoir) <= total
@@ -252,6 +255,20 @@ def test_from_twenty_contexts_on_every_tenth_by_hash_is_never_trained_on() -> No
     assert apart == APART
     assert trained == set(range(20)) - apart
     assert all(judged[context] == 1 for context in trained)
+
+
+def test_contexts_that_are_set_apart_stay_so_when_few_are_left() -> None:
+    reservoir = Reservoir(config_of(reservoir_mb=0.03))
+    for context in range(24):
+        reservoir.add(marked(context, 100, support=2))
+    draws(reservoir)
+
+    for context in range(24, 54):
+        reservoir.add(marked(context, 100, support=32))
+
+    assert reservoir.contexts == 18
+    assert {context for context, _ in everything(reservoir)} >= {36, 40, 42, 46, 52}
+    assert not {context for context, _ in windows(draws(reservoir))} & {36, 40, 42, 46, 52}
 
 
 def test_a_context_set_apart_late_is_judged_only_by_what_came_after_it_was_trained_on() -> None:
