@@ -29,8 +29,8 @@ from streammaml.events import Episode
 from streammaml.initialization import Initialization
 from streammaml.meta.reservoir import Refused, Reservoir
 from streammaml.meta_trainer import Outcome, Trainer
+from streammaml.patience import Patience
 from streammaml.succession import Standing, Succession, group_of
-from streammaml.worker import Patience
 
 POLL_S = 0.5
 SETTLE_S = 0.5
