@@ -24,7 +24,7 @@ LAYERS = [
     {"backends"},
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox", "reporting"}
     | {"patience", "disk"}
-    | {"meta_trainer", "following", "starts", "evaluation", "feed", "compat"}
+    | {"meta_trainer", "following", "catalogue", "starts", "evaluation", "feed", "compat"}
     | {"catalogue", "checkpoint", "succession", "recorded"},
     # What the commands do, each imported when it is called.
     {"observers", "config_file", "serving", "jobs", "training", "outer", "doctor", "demo"}
