@@ -42,6 +42,8 @@ OUTER_STEPS = 2000
 BASELINE_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 POST_DRIFT = 50
 MODELS = ("adapted", "init", "online")
+IDLE_S = 0.1
+"""When all is played, a page that asks waits no longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +111,11 @@ def run_demo(options: DemoOptions, stop: threading.Event) -> dict[str, Any]:
         watch = None
         if options.port is not None:
             watch = _open_page(config, options, stack, console)
-        summary = _compare(config, options, watch, stop, console)
-        Console().print(_table(summary))
-        if watch is not None and not stop.is_set():
-            console.print("the page stays until Ctrl-C")
-            stop.wait()
-    return summary
+        return _compare(config, options, watch, stop, console)
 
 
 def _open_page(config: Config, options: DemoOptions, stack: ExitStack, console: Console) -> Watch:
-    watch, server = watched(config)
+    watch, server = watched(config, "demo")
     stack.enter_context(server)
     console.print(f"[bold]live page: {server.address}[/bold]")
     if options.browser:
@@ -137,6 +134,8 @@ def _compare(
     whole = hyper(CONTEXTS, PAST_EACH + events_each, options.seed)
     past, present = whole.split(CONTEXTS * PAST_EACH)
     present = present.split(options.events)[0]
+    if watch is not None:
+        watch.note("Meta-training on the stream’s past; its present begins in a moment.")
     _compile(config, console)
     initialization = _meta_train(config, past, options.outer_steps, console)
     rate = best_baseline_rate(config, initialization, past)
@@ -144,8 +143,15 @@ def _compare(
     score = Score(len(present))
     with TemporaryDirectory(prefix="streammaml-demo-") as folder:
         config = Config.build(config.model_dump(), {"state": {"directory": folder}})
-        _play(config, initialization, present, options, score, watch, stop, console)
-    return score.summary(present)
+        worker = _play(config, initialization, present, options, score, watch, stop, console)
+        summary = score.summary(present)
+        Console().print(_table(summary))
+        if watch is not None:
+            _stay(worker, watch, summary, stop, console)
+        worker.close()
+        if watch is not None:
+            watch.follow(None)
+    return summary
 
 
 def demo_config(options: DemoOptions) -> Config:
@@ -244,8 +250,8 @@ def _play(
     watch: Watch | None,
     stop: threading.Event,
     console: Console,
-) -> None:
-    """Feed the broker at the rate and turn the worker's loop until all is played."""
+) -> Worker:
+    """Feed the broker at the rate and turn the worker's loop until all is played; it is open."""
     broker = MemoryBroker.of(config)
 
     def connect(on_rebalance: OnRebalance) -> Clients:
@@ -258,6 +264,8 @@ def _play(
     worker = Worker(config, initialization, connect, observers)
     if watch is not None:
         watch.follow(worker)
+        watch.note("")
+        watch.initialization("loaded", initialization.version)
     messages = messages_of(present, config.topics.events)
     started = time.monotonic()
     sent = played = 0
@@ -272,9 +280,23 @@ def _play(
             sent = due
             played += worker.run_once(timeout_s=0.05)
             progress.update(bar, completed=played)
-        worker.close()
-    if watch is not None:
-        watch.follow(None)
+    return worker
+
+
+def _stay(
+    worker: Worker,
+    watch: Watch,
+    summary: dict[str, Any],
+    stop: threading.Event,
+    console: Console,
+) -> None:
+    """Let the page ask the worker for its contexts until ``stop``."""
+    if stop.is_set():
+        return
+    watch.note(f"All {summary['events']:,} events are played. Ctrl-C in the terminal ends it.")
+    console.print("the page stays until Ctrl-C")
+    while not stop.is_set():
+        worker.run_once(timeout_s=IDLE_S)
 
 
 def _mean(losses: Floats) -> float:

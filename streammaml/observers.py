@@ -77,7 +77,7 @@ class Watch:
         metrics.observe(played.batch, played.decisions, now_s)
         times = [timestamp_s(event) for event in played.events]
         metrics.event_times(np.array([math.nan if t is None else t for t in times]), now_s)
-        self._board.observe(played.decisions, len(played.rejected))
+        self._board.observe(played.batch.contexts, played.decisions, len(played.rejected))
 
     def rebalanced(self, change: Rebalance, left: int) -> None:
         self.metrics.rebalanced(change)
@@ -104,11 +104,16 @@ class Watch:
     def initialization(self, result: LoadResult, version: int) -> None:
         self.metrics.init_loaded(result)
         self.metrics.init_version(version)
+        self._board.initialization(version)
+
+    def note(self, text: str) -> None:
+        """Set what the page says beside the worker's state."""
+        self._board.note(text)
 
 
-def watched(config: Config) -> tuple[Watch, WebServer]:
+def watched(config: Config, role: str = "worker") -> tuple[Watch, WebServer]:
     """A watch, and a server (not started) for what it sees."""
-    metrics, board = Metrics(config), Board()
+    metrics, board = Metrics(config), Board(role=role)
     watch = Watch(metrics, board)
     sources = Sources(
         registry=metrics.registry,

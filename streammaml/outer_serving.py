@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import structlog
 from rich.console import Console
 
 from streammaml.backends.kafka import KafkaPublisher, KafkaTail
+from streammaml.backends.outer_board import OuterBoard
 from streammaml.backends.outer_metrics import OuterMetrics
 from streammaml.backends.ports import Publisher, Tail
 from streammaml.backends.web import Sources, WebServer
@@ -19,7 +20,8 @@ from streammaml.config import Config
 from streammaml.events import Episode
 from streammaml.initialization import Initialization
 from streammaml.jobs import Tell, progress
-from streammaml.outer import OuterJob, Run
+from streammaml.inspection.runs import run_values
+from streammaml.outer import OuterJob, Progress, Run
 from streammaml.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -47,14 +49,12 @@ class KafkaOutside:
 
 
 class OuterWatch:
-    """Tells metrics and the page what the job does."""
+    """Tells metrics and, where there is a page, its board what the job does."""
 
-    def __init__(self, metrics: OuterMetrics) -> None:
+    def __init__(self, metrics: OuterMetrics, board: OuterBoard | None = None) -> None:
         self.metrics = metrics
+        self._board = board
         self._job: OuterJob | None = None
-        self._version = -1
-        self._kept = (0, 0)
-        self._latest: tuple[Run, float] | None = None
 
     def follow(self, job: OuterJob) -> None:
         """Take loop age and readiness from this job from now on."""
@@ -66,38 +66,48 @@ class OuterWatch:
     def is_ready(self) -> bool:
         return self._job is not None and self._job.is_ready
 
-    def status(self) -> str:
-        """For the page: what is current, what is kept, and how the latest run ended."""
-        episodes, contexts = self._kept
-        lines = [
-            "streammaml outer loop",
-            f"current: v{self._version}" if self._version >= 0 else "starting",
-            f"reservoir: {episodes:,} episodes of {contexts:,} contexts",
-        ]
-        if self._latest is not None:
-            run, now_s = self._latest
-            age_s = time.time() - now_s
-            lines.append(f"latest run: {run.result}, {age_s:.0f} s ago: {run.why}".rstrip(": "))
-        return "\n".join(lines)
+    def showing(self, progress: Progress) -> Progress:
+        """The same, told to the board too."""
+        board = self._board
+        if board is None:
+            return progress
+
+        @contextmanager
+        def both(steps: int) -> Iterator[Tell]:
+            board.training(0, steps)
+            with progress(steps) as tell:
+
+                def tell_both(done: int, note: str) -> None:
+                    board.training(done, steps)
+                    tell(done, note)
+
+                yield tell_both
+
+        return both
 
     def episodes(self, accepted: int, rejected: int, duplicate: int) -> None:
         self.metrics.episodes(accepted, rejected, duplicate)
+        if self._board is not None:
+            self._board.episodes(accepted, rejected, duplicate)
 
     def reservoir(self, episodes: int, contexts: int) -> None:
-        self._kept = episodes, contexts
         self.metrics.reservoir(episodes, contexts)
+        if self._board is not None:
+            self._board.reservoir(episodes, contexts)
 
     def serving(self, version: int) -> None:
-        self._version = version
         self.metrics.serving(version)
+        if self._board is not None:
+            self._board.serving(version)
 
     def ran(self, run: Run, now_s: float) -> None:
-        self._latest = run, now_s
         self.metrics.ran(run.result, run.seconds, now_s)
         self.metrics.trained(run.steps, run.nonfinite, run.tasks)
         for split, loss in (("train", run.train_loss), ("validation", run.validation_loss)):
             if loss is not None:
                 self.metrics.losses(split, loss)
+        if self._board is not None:
+            self._board.ran(run_values(run) | {"at_s": round(now_s, 3)})
 
 
 def serve_outer(
@@ -109,10 +119,12 @@ def serve_outer(
     past: Iterable[Episode] = (),
 ) -> None:
     """Train every ``period_s`` until ``stop``, with metrics and health beside it."""
-    watch = OuterWatch(OuterMetrics(period_s))
+    board = OuterBoard(config.outer.reservoir_total, period_s)
+    watch = OuterWatch(OuterMetrics(period_s), board)
     sources = Sources(
         registry=watch.metrics.registry,
-        status=watch.status,
+        board=board,
+        page="outer",
         loop_age_s=watch.loop_age_s,
         ready=watch.is_ready,
     )
@@ -127,7 +139,7 @@ def serve_outer(
             begin=begin,
             past=past,
             beat=watchdog.beat,
-            progress=_bar if shown else _silence,
+            progress=watch.showing(_bar if shown else _silence),
         )
         watch.follow(job)
         job.run(stop, period_s)

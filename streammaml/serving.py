@@ -49,13 +49,14 @@ def serve(config: Config, stop: threading.Event) -> bool:
         watch.state("starting")
         if not is_cached():
             log.info("compiling_kernels", note="once, about half a minute")
+            watch.note("Compiling the kernels: about half a minute, once.")
         if not _warm_up(config, initialization, network, stop):
             return False
         if network is not None:
             _tell_speed(config, initialization, network)
         gc.freeze()  # what was imported stays: no collection need look at it again
-        watch.metrics.init_loaded("loaded")
-        watch.metrics.init_version(initialization.version)
+        watch.initialization("loaded", initialization.version)
+        watch.note("")
         with Watchdog(config.worker.watchdog_s) as watchdog:
             connect = kafka_clients(config)
             worker = Worker(

@@ -7,16 +7,22 @@ there are too many intervals, neighbours are merged in pairs, so old and new one
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from streammaml.events import Decisions, DriftLevel, Floats, Result, Trigger
+from streammaml.backends.after_drift import MODELS, AfterDrift
+from streammaml.events import Context, Decisions, DriftLevel, Floats, Result, Trigger
 
-MODELS = ("init", "adapted", "online")
 MAX_POINTS = 600
+MAX_SWAPS = 50
+RATE_S = 5.0
+"""Events a second are counted over so long."""
 FIRST_WIDTH = 10
 SMOOTH_SHARE = 30
 """The curve's moving mean runs over 1/30 of the points."""
@@ -42,9 +48,24 @@ class _Interval:
 
 
 class Board:
-    """Loss curves of the models, drift marks and totals, for any number of events."""
+    """Loss curves of the models, drift marks and totals, for any number of events.
 
-    def __init__(self, max_points: int = MAX_POINTS, width: int = FIRST_WIDTH) -> None:
+    ``role`` is what the page calls the process.
+    """
+
+    def __init__(
+        self,
+        max_points: int = MAX_POINTS,
+        width: int = FIRST_WIDTH,
+        *,
+        role: str = "worker",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._known = {"role": role, "process": uuid.uuid4().hex[:12]}
+        self._rate = Rate(clock)
+        self._after_drift = AfterDrift()
+        self._swaps: deque[dict[str, int]] = deque(maxlen=MAX_SWAPS)
+        self._note = ""
         self._max_points = max_points
         self._width = width
         self._closed: list[_Interval] = []
@@ -52,11 +73,17 @@ class Board:
         self._total = _Interval()
         self._counts = {"adaptations": 0, "accepted": 0, "rejected": 0}
         self._state = "starting"
-        self._gauges: dict[str, int | None] = {"lag": None, "contexts": None}
+        self._gauges: dict[str, int | None] = {
+            "lag": None,
+            "contexts": None,
+            "initialization": None,
+        }
         self._lock = threading.Lock()
 
-    def observe(self, decisions: Decisions, rejected: int = 0) -> None:
+    def observe(self, contexts: Sequence[Context], decisions: Decisions, rejected: int = 0) -> None:
         """Add a batch as the core decided it; ``rejected`` records had no place in it."""
+        with self._lock:
+            self._after_drift.observe(contexts, decisions)
         losses = {
             "init": total(decisions.loss_init),
             "adapted": total(decisions.loss),
@@ -84,6 +111,7 @@ class Board:
         """Add what happened since the last call; ``losses`` gives (sum, count) for each model."""
         with self._lock:
             end = self._total.end + events
+            self._rate.add(end)
             for interval in (self._total, self._open):
                 interval.add(losses or {}, drifts, end)
             self._counts["adaptations"] += adaptations
@@ -100,6 +128,18 @@ class Board:
         with self._lock:
             self._state = name
 
+    def note(self, text: str) -> None:
+        """Set what the page says beside the state; empty for nothing."""
+        with self._lock:
+            self._note = text
+
+    def initialization(self, version: int) -> None:
+        """Set the version served; if another one was, the swap is marked."""
+        with self._lock:
+            before, self._gauges["initialization"] = self._gauges["initialization"], version
+            if before not in (None, version):
+                self._swaps.append({"events": self._total.end, "version": version})
+
     def lag(self, records: int) -> None:
         """Set how many records wait, over all assigned partitions."""
         with self._lock:
@@ -113,8 +153,12 @@ class Board:
         """Everything the page shows, as JSON can carry it; null where there is no number."""
         with self._lock:
             closed, losses = list(self._closed), dict(self._total.losses)
+            recovery, swaps = self._after_drift.curves(), list(self._swaps)
             summary = {
+                **self._known,
                 "state": self._state,
+                "note": self._note,
+                "events_per_s": self._rate.now(),
                 "events": self._total.end,
                 "drifts": self._total.drifts,
                 **self._counts,
@@ -131,6 +175,8 @@ class Board:
                 "drifts": [i.drifts for i in closed],
                 "window": _span(closed, window),
             },
+            "recovery": recovery,
+            "swaps": swaps,
         }
 
     def _halve(self) -> None:
@@ -141,6 +187,36 @@ class Board:
             _merged(*pair) for pair in zip(self._closed[::2], self._closed[1::2], strict=True)
         ]
         self._width *= 2
+
+
+class Rate:
+    """Events a second, over the latest seconds; one thread at a time."""
+
+    def __init__(self, clock: Callable[[], float], span_s: float = RATE_S) -> None:
+        self._clock = clock
+        self._span_s = span_s
+        self._samples = deque([(clock(), 0)])
+        self._latest = 0
+
+    def add(self, total: int) -> None:
+        """Say how many events there were by now."""
+        now_s = self._clock()
+        if now_s - self._samples[-1][0] >= self._span_s / 20:
+            self._samples.append((now_s, total))
+            self._forget(now_s)
+        self._latest = total
+
+    def now(self) -> float:
+        now_s = self._clock()
+        self._forget(now_s)
+        begin_s, before = self._samples[0]
+        elapsed_s = min(max(now_s - begin_s, self._span_s / 20), self._span_s)
+        return round((self._latest - before) / elapsed_s, 1)
+
+    def _forget(self, now_s: float) -> None:
+        """Keep one sample that is as old as the span, to count from."""
+        while len(self._samples) > 1 and self._samples[1][0] <= now_s - self._span_s:
+            self._samples.popleft()
 
 
 def total(losses: Floats) -> Sum:

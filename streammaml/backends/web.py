@@ -1,4 +1,4 @@
-"""The HTTP side of the worker, with its live page, and of the outer loop: metrics and health.
+"""The HTTP side of the worker and of the outer loop: the live page, metrics and health.
 
 Rules: read only, by GET and HEAD; a fixed set of routes and no file by name from a request; the
 page needs nothing from elsewhere, and its policy forbids it. Nothing here imports a model.
@@ -14,16 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from socketserver import TCPServer
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import parse_qs, unquote
 
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from streammaml.backends.board import Board
+from streammaml.backends.live import Live
+from streammaml.backends.pages import Page, page_files
 from streammaml.config import WebConfig
 from streammaml.errors import ConfigError, StreamMAMLError
 from streammaml.query import MOST_ROWS, Query, Sort
@@ -33,6 +33,8 @@ LOOP_LIMIT_S = 60.0
 CLIENT_TIMEOUT_S = 10.0
 METHODS = ("GET", "HEAD")
 JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+EVENTS = "/events"
 CONTEXT = "/api/contexts/"
 TEXT = "text/plain; charset=utf-8"
 WILDCARDS = {"", "0.0.0.0", "::"}
@@ -46,11 +48,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-PAGE = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
 
 log = structlog.get_logger(__name__)
 
@@ -58,19 +55,24 @@ log = structlog.get_logger(__name__)
 class Answer(NamedTuple):
     status: HTTPStatus
     kind: str
-    body: bytes
+    body: bytes | None
+    """None: its length is not known beforehand."""
 
 
 def no_listing(query: Query) -> dict[str, Any]:
     raise TimeoutError("there is no worker yet")
 
 
-def no_status() -> str:
-    return ""
-
-
 def no_context(name: str) -> dict[str, Any] | None:
     raise TimeoutError("there is no worker yet")
+
+
+class Summarized(Protocol):
+    """What a page shows."""
+
+    def summary(self) -> dict[str, Any]:
+        """All of it, in JSON values; asked from other threads."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +80,9 @@ class Sources:
     """What the routes read. The callables are asked from other threads, at each request."""
 
     registry: CollectorRegistry
-    board: Board | None = None
-    """What the live page shows; without one the page is ``status`` alone."""
-    status: Callable[[], str] = no_status
-    """What the process does, in a few lines of text."""
+    board: Summarized
+    """What the live page shows."""
+    page: Page = "worker"
     loop_age_s: Callable[[], float]
     """Seconds since the loop's latest turn; below zero while it waits out a back-off."""
     ready: Callable[[], bool]
@@ -97,6 +98,7 @@ class WebServer:
 
     def __init__(self, config: WebConfig, sources: Sources) -> None:
         self._config = config
+        self._sources = sources
         self._routes = _Routes(sources)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -112,6 +114,7 @@ class WebServer:
                 "web.port=0 takes any free port, web.host names another address"
             ) from error
         server.answer = self._routes.answer
+        server.live = Live(self._sources.board.summary)
         self._server = server
         self._thread = threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="web", daemon=True
@@ -125,6 +128,7 @@ class WebServer:
         if server is not None and thread is not None:
             server.shutdown()
             thread.join()
+            server.live.close()
             server.hang_up()
             server.server_close()
 
@@ -149,28 +153,26 @@ class _Routes:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._page: dict[str, Answer] = {}
+        self._page = {
+            path: Answer(HTTPStatus.OK, kind, content)
+            for path, (kind, content) in page_files(sources.page).items()
+        }
+        board = sources.board
         self._made: dict[str, Callable[[str, str], Answer]] = {
             "/metrics": self._metrics,
             "/healthz": lambda query, accept: self._health(),
             "/readyz": lambda query, accept: self._ready(),
             "/favicon.ico": lambda query, accept: Answer(HTTPStatus.NO_CONTENT, "", b""),
+            "/api/summary": lambda query, accept: _json(HTTPStatus.OK, board.summary()),
+            EVENTS: lambda query, accept: Answer(HTTPStatus.OK, EVENT_STREAM, None),
         }
-        board = sources.board
-        if board is None:
-            self._made["/"] = lambda query, accept: self._status()
-            return
-        self._made["/api/summary"] = lambda query, accept: _json(HTTPStatus.OK, board.summary())
-        self._made["/api/contexts"] = lambda query, accept: self._contexts(query)
-        self._page = {
-            path: Answer(HTTPStatus.OK, kind, (files("streammaml.backends") / name).read_bytes())
-            for path, (name, kind) in PAGE.items()
-        }
+        if sources.page == "worker":
+            self._made[CONTEXT.rstrip("/")] = lambda query, accept: self._contexts(query)
 
     def answer(self, path: str, query: str, accept: str) -> Answer:
         if path in self._page:
             return self._page[path]
-        if self._page and path.startswith(CONTEXT):
+        if self._sources.page == "worker" and path.startswith(CONTEXT):
             return self._context(path.removeprefix(CONTEXT))
         make = self._made.get(path)
         if make is None:
@@ -196,10 +198,6 @@ class _Routes:
     def _ready(self) -> Answer:
         ready = self._sources.ready()
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready})
-
-    def _status(self) -> Answer:
-        text = f"{self._sources.status()}\n/metrics /healthz /readyz\n"
-        return Answer(HTTPStatus.OK, TEXT, text.encode())
 
     def _contexts(self, text: str) -> Answer:
         try:
@@ -250,7 +248,7 @@ def _json(status: HTTPStatus, value: Any) -> Answer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request; HTTP/1.0, so a thread lives no longer than it."""
+    """One request; HTTP/1.0, so a thread lives no longer than it. A page's events are one, too."""
 
     server: _Server
     timeout = CLIENT_TIMEOUT_S
@@ -266,7 +264,11 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
-        self._send(self._answer(), with_body=True)
+        answer = self._answer()
+        if answer.kind == EVENT_STREAM:
+            self._push(answer)
+        else:
+            self._send(answer, with_body=True)
 
     def do_HEAD(self) -> None:
         self._send(self._answer(), with_body=False)
@@ -279,6 +281,20 @@ class _Handler(BaseHTTPRequestHandler):
             log.error("request_failed", path=self.path, error=repr(error))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, b"failed; see the log\n")
 
+    def _push(self, answer: Answer) -> None:
+        """Send the summary again and again, until the client goes away or the server closes."""
+        live = self.server.live
+        if not live.enter():
+            why = {"error": "too many pages are open here; ask /api/summary instead"}
+            self._send(_json(HTTPStatus.SERVICE_UNAVAILABLE, why), with_body=True)
+            return
+        try:
+            self._send(answer, with_body=False)
+            for frame in live.frames():
+                self.wfile.write(frame)
+        finally:
+            live.leave()
+
     def _send(self, answer: Answer, with_body: bool) -> None:
         self.send_response(answer.status)
         for name, value in HEADERS.items():
@@ -287,9 +303,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Allow", ", ".join(METHODS))
         if answer.kind:
             self.send_header("Content-Type", answer.kind)
-            self.send_header("Content-Length", str(len(answer.body)))
+            if answer.body is not None:
+                self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        if with_body:
+        if with_body and answer.body is not None:
             self.wfile.write(answer.body)
 
     def version_string(self) -> str:
@@ -303,6 +320,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False  # so that server_close waits for them
     request_queue_size = 64  # beyond it a client waits a second to try again
     answer: Callable[[str, str, str], Answer]
+    live: Live
 
     def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
         self._connections: set[socket.socket] = set()

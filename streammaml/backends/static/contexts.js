@@ -1,0 +1,112 @@
+// The contexts with the worst loss, or by another order, filtered by name.
+
+import { DASH, $, count, loss, make, say, version } from "./parts.js";
+
+const EVERY_MS = 2000;
+const LIMIT = 12;
+const HEADS = ["Loss", "Level", "Labels", "Since drift", "Init."];
+
+// "shop" means *shop*; stars, question marks and brackets are a pattern already.
+export function patternOf(text) {
+  if (!text) return "*";
+  return /[*?[]/.test(text) ? text : `*${text}*`;
+}
+
+export function fragmentOf(name) {
+  return `#context=${encodeURIComponent(name)}`;
+}
+
+// The context that the address names, or null.
+export function chosen() {
+  const found = /^#context=(.+)$/.exec(location.hash);
+  try {
+    return found && decodeURIComponent(found[1]);
+  } catch {
+    return null;
+  }
+}
+
+function row(line, worst) {
+  const bar = make("span", { className: "bar" });
+  bar.style.setProperty("--part", worst ? Math.max(0, line.loss ?? 0) / worst : 0);
+  const level = make("span", { className: `level ${line.level ?? ""}` }, line.level ?? DASH);
+  const link = make("a", { href: fragmentOf(line.context), textContent: line.context });
+  const cells = [make("span", {}, bar, loss(line.loss)), level, count(line.labels),
+    count(line.labels_in_segment), version(line.initialization)];
+  const found = make("tr", {}, make("th", { scope: "row" }, link),
+    ...cells.map((cell) => make("td", { className: "number" }, cell)));
+  found.dataset.context = line.context;
+  return found;
+}
+
+// Who is pointing at a row, or stands in one, keeps it: then only the numbers change.
+function fill(body, lines) {
+  const worst = Math.max(0, ...lines.map((line) => line.loss ?? 0));
+  const fresh = lines.map((line) => row(line, worst));
+  const held = body.matches(":hover") || body.contains(document.activeElement);
+  if (held && body.children.length) {
+    const now = new Map(fresh.map((node) => [node.dataset.context, node]));
+    for (const old of body.children) {
+      const node = now.get(old.dataset.context);
+      if (node) [...node.children].slice(1).forEach((cell, i) => old.children[i + 1].replaceWith(cell));
+    }
+  } else {
+    body.replaceChildren(...fresh);
+  }
+  mark(body);
+}
+
+function mark(body) {
+  for (const line of body.children) {
+    const link = line.querySelector("a");
+    if (line.dataset.context === chosen()) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+export function followContexts() {
+  const body = $("contexts-body"), filter = $("filter"), sort = $("sort");
+  $("contexts-head").append(...HEADS.map((text) =>
+    make("th", { scope: "col", className: "number", textContent: text })));
+  let timer = 0, asked = 0;
+
+  async function ask() {
+    clearTimeout(timer);
+    const mine = ++asked;
+    if (!document.hidden) {
+      const query = new URLSearchParams(
+        { sort: sort.value, limit: LIMIT, filter: patternOf(filter.value.trim()) });
+      try {
+        const answer = await fetch(`api/contexts?${query}`, { signal: AbortSignal.timeout(8000) });
+        if (mine !== asked) return;
+        const found = await answer.json();
+        if (answer.ok) {
+          fill(body, found.contexts);
+          const what = filter.value.trim() ? "matching contexts" : "contexts";
+          say($("contexts-sub"), found.matched
+            ? `${count(found.contexts.length)} of ${count(found.matched)} ${what}; ` +
+              "loss is the mean since the context’s last drift."
+            : found.in_memory ? "No context matches." : "No contexts yet: they come with the first events.");
+        } else if (answer.status === 503) {
+          say($("contexts-sub"), body.children.length
+            ? "The worker does not answer now; these are the last ones it gave."
+            : "Waiting for the worker to own partitions.");
+        } else say($("contexts-sub"), found.error);
+      } catch {
+        if (mine !== asked) return;
+        say($("contexts-sub"), "No answer from the worker; trying again.");
+      }
+    }
+    timer = setTimeout(ask, EVERY_MS);
+  }
+
+  body.addEventListener("click", (event) => {
+    const line = event.target.closest("tr");
+    if (line && !event.target.closest("a")) location.hash = fragmentOf(line.dataset.context);
+  });
+  filter.addEventListener("input", ask);
+  sort.addEventListener("change", ask);
+  addEventListener("hashchange", () => mark(body));
+  $("contexts-form").addEventListener("submit", (event) => event.preventDefault());
+  ask();
+}
