@@ -19,8 +19,8 @@ from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config
 from streammaml.events import Episode
 from streammaml.initialization import Initialization
-from streammaml.jobs import Tell, progress
 from streammaml.inspection.runs import run_values
+from streammaml.jobs import Tell, progress
 from streammaml.outer import OuterJob, Progress, Run
 from streammaml.watchdog import Watchdog
 

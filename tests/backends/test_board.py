@@ -99,6 +99,7 @@ def test_decisions_become_sums() -> None:
     nan = math.nan
 
     board.observe(
+        ["a", "b", "c"],
         wire.decisions(
             3,
             loss=[0.5, nan, 1.5],
@@ -127,6 +128,60 @@ def test_a_model_of_another_name_is_shown_too() -> None:
     board.update(events=1, losses={"river": (1.0, 1), "init": (2.0, 1)})
 
     assert list(board.summary()["models"]) == ["init", "river"]
+
+
+def test_events_a_second_are_of_the_latest_seconds() -> None:
+    now_s = 100.0
+    board = Board(clock=lambda: now_s)
+
+    assert board.summary()["events_per_s"] == 0
+    for _ in range(80):
+        now_s += 0.25
+        board.update(events=50)
+    busy = board.summary()["events_per_s"]
+    now_s += 2.5
+    slower = board.summary()["events_per_s"]
+    now_s += 60.0
+    idle = board.summary()["events_per_s"]
+
+    assert busy == 200
+    assert 90 <= slower <= 110
+    assert idle == 0
+
+
+def test_a_swap_of_the_initialization_is_marked_and_the_first_one_is_no_swap() -> None:
+    board = Board()
+
+    board.initialization(3)
+    board.update(events=20)
+    board.initialization(3)
+    board.initialization(4)
+    board.update(events=5)
+    board.initialization(2)
+
+    summary = board.summary()
+    assert summary["initialization"] == 2
+    assert summary["swaps"] == [{"events": 20, "version": 4}, {"events": 25, "version": 2}]
+
+
+def test_the_summary_names_its_process_and_its_note() -> None:
+    first, second = Board(role="demo"), Board()
+
+    first.note("in a moment")
+
+    assert (first.summary()["role"], first.summary()["note"]) == ("demo", "in a moment")
+    assert first.summary()["process"] == first.summary()["process"] != second.summary()["process"]
+
+
+def test_recovery_follows_the_drifts_of_a_context() -> None:
+    board = Board()
+    levels = [DriftLevel.DRIFT, 0, 0]
+
+    board.observe(["a"] * 3, wire.decisions(3, loss=[9.0, 1.0, 2.0], levels=levels))
+
+    recovery = board.summary()["recovery"]
+    assert recovery["drifts"] == 1
+    assert recovery["losses"]["adapted"][:3] == [1.5, 1.5, None]
 
 
 def test_readers_see_whole_summaries_while_a_thread_adds() -> None:

@@ -59,7 +59,7 @@ function support(examples) {
   return table(caption, ["Label", ...names], rows);
 }
 
-export function followContext() {
+export function followContext(ready) {
   const chart = new Chart($("context"), {
     keys: ["adapted"], unit: "labels", caption: "Mean loss since the last drift, by labels",
     marks: [["drift", "drift or new segment"]],
@@ -85,7 +85,7 @@ export function followContext() {
     clearTimeout(timer);
     const mine = name;
     if (mine === null) return;
-    if (!document.hidden) {
+    if (!document.hidden && ready()) {
       try {
         const found = await ask(mine);
         if (mine !== name) return;

@@ -64,7 +64,8 @@ function mark(body) {
   }
 }
 
-export function followContexts() {
+// Asks while `ready()`: before, the worker has no contexts to tell of.
+export function followContexts(ready) {
   const body = $("contexts-body"), filter = $("filter"), sort = $("sort");
   $("contexts-head").append(...HEADS.map((text) =>
     make("th", { scope: "col", className: "number", textContent: text })));
@@ -73,7 +74,7 @@ export function followContexts() {
   async function ask() {
     clearTimeout(timer);
     const mine = ++asked;
-    if (!document.hidden) {
+    if (!document.hidden && ready()) {
       const query = new URLSearchParams(
         { sort: sort.value, limit: LIMIT, filter: patternOf(filter.value.trim()) });
       try {

@@ -13,8 +13,8 @@
 
   function apply() {
     document.documentElement.dataset.theme = choice;
-    const button = document.getElementById("theme");
-    if (button) button.querySelector("span").textContent = choice;
+    const name = document.getElementById("theme-name");
+    if (name) name.textContent = choice;
     window.dispatchEvent(new Event("themechange"));
   }
 

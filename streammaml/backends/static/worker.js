@@ -63,13 +63,13 @@ function tiles(summary) {
   tile("lag", count(summary.lag), "records waiting");
   tile("known", count(summary.contexts), "in memory");
   const share = summary.events ? (1000 * summary.drifts) / summary.events : 0;
-  tile("drifts", count(summary.drifts), `${share.toFixed(1)} per 1,000 events`);
+  tile("drifts", count(summary.drifts), `${share.toFixed(1)} in 1,000 events`);
   tile("adaptations", count(summary.accepted),
-    `${count(summary.adaptations - summary.accepted)} not accepted`);
+    `accepted; ${count(summary.adaptations - summary.accepted)} rejected`);
   const swaps = summary.swaps.length;
   tile("version", version(summary.initialization),
     swaps ? `swapped at ${count(summary.swaps.at(-1).events)} events` : "since the start");
-  tile("rejected", count(summary.rejected), "no valid events");
+  tile("rejected", count(summary.rejected), "to dead-letters");
 }
 
 function models(summary) {
@@ -127,5 +127,6 @@ function show(summary, restarted) {
 }
 
 follow(show, () => status("no answer: trying again; the numbers are the last ones", "away"));
-followContexts();
-followContext();
+const ready = () => last?.state === "ready";
+followContexts(ready);
+followContext(ready);
