@@ -15,12 +15,14 @@ from streammaml.backends.metrics import Metrics
 from streammaml.backends.ports import Partition, Rebalance
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config
+from streammaml.events import Task
 from streammaml.inspection.running import find_context, list_contexts
 from streammaml.partition import Played
 from streammaml.query import Query
 from streammaml.reporting import Kept, LoadResult, TransactionResult
 from streammaml.worker import Worker
 
+LOSSES = {Task.CLASSIFICATION: "Log-loss", Task.REGRESSION: "Absolute error in deviations of y"}
 ASK_LIMIT_S = 5.0
 """A busy loop turns every two seconds."""
 
@@ -113,7 +115,7 @@ class Watch:
 
 def watched(config: Config, role: str = "worker") -> tuple[Watch, WebServer]:
     """A watch, and a server (not started) for what it sees."""
-    metrics, board = Metrics(config), Board(role=role)
+    metrics, board = Metrics(config), Board(role=role, loss=LOSSES[config.label.task])
     watch = Watch(metrics, board)
     sources = Sources(
         registry=metrics.registry,

@@ -79,6 +79,8 @@ class Tab:
 
     def open(self, address: str) -> None:
         self.send("Page.navigate", url=address)
+        loaded = "location.href !== 'about:blank' && document.readyState === 'complete'"
+        self.wait_for(loaded, ANSWER_S)
 
     def value(self, script: str) -> Any:
         """What an expression gives in the page."""
@@ -90,24 +92,16 @@ class Tab:
         pause = threading.Event()
 
         def holds() -> bool:
-            return bool(self.value(script)) or pause.wait(POLL_S)
+            return self.value(f"!!({script})") or pause.wait(POLL_S)
 
         wait_until(holds, timeout_s, script)
 
-    def press(self, key: str, code: int) -> None:
-        """A key that writes nothing, down and up."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.send(
-                "Input.dispatchKeyEvent",
-                **{"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code},
-            )
-
-    def enter(self) -> None:
-        self.send(
-            "Input.dispatchKeyEvent",
-            **{"type": "keyDown", "key": "Enter", "text": "\r", "windowsVirtualKeyCode": 13},
-        )
-        self.send("Input.dispatchKeyEvent", type="keyUp", key="Enter", windowsVirtualKeyCode=13)
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """A key, down and up, by its virtual code and what it writes."""
+        names = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        kind = {"type": "keyDown", "text": text} if text else {"type": "rawKeyDown"}
+        self.send("Input.dispatchKeyEvent", **names, **kind)
+        self.send("Input.dispatchKeyEvent", **names, type="keyUp")
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ class _Interval:
 class Board:
     """Loss curves of the models, drift marks and totals, for any number of events.
 
-    ``role`` is what the page calls the process.
+    ``role`` is what the page calls the process, ``loss`` what the losses are.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class Board:
         width: int = FIRST_WIDTH,
         *,
         role: str = "worker",
+        loss: str = "loss",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._known = {"role": role, "process": uuid.uuid4().hex[:12]}
+        self._known = {"role": role, "process": uuid.uuid4().hex[:12], "loss": loss}
         self._rate = Rate(clock)
         self._after_drift = AfterDrift()
         self._swaps: deque[dict[str, int]] = deque(maxlen=MAX_SWAPS)
@@ -200,18 +201,22 @@ class Rate:
 
     def add(self, total: int) -> None:
         """Say how many events there were by now."""
-        now_s = self._clock()
-        if now_s - self._samples[-1][0] >= self._span_s / 20:
-            self._samples.append((now_s, total))
-            self._forget(now_s)
         self._latest = total
+        self._sample()
 
     def now(self) -> float:
-        now_s = self._clock()
-        self._forget(now_s)
+        now_s = self._sample()
         begin_s, before = self._samples[0]
         elapsed_s = min(max(now_s - begin_s, self._span_s / 20), self._span_s)
         return round((self._latest - before) / elapsed_s, 1)
+
+    def _sample(self) -> float:
+        """Note the total at times; the time now."""
+        now_s = self._clock()
+        if now_s - self._samples[-1][0] >= self._span_s / 20:
+            self._samples.append((now_s, self._latest))
+            self._forget(now_s)
+        return now_s
 
     def _forget(self, now_s: float) -> None:
         """Keep one sample that is as old as the span, to count from."""

@@ -135,9 +135,9 @@ def test_events_a_second_are_of_the_latest_seconds() -> None:
     board = Board(clock=lambda: now_s)
 
     assert board.summary()["events_per_s"] == 0
-    for _ in range(80):
-        now_s += 0.25
-        board.update(events=50)
+    for _ in range(200):
+        now_s += 0.1
+        board.update(events=20)
     busy = board.summary()["events_per_s"]
     now_s += 2.5
     slower = board.summary()["events_per_s"]

@@ -126,12 +126,13 @@ export class Chart {
 
   drawMarks(u) {
     const { ctx, bbox } = u, unit = devicePixelRatio;
+    const room = bbox.width / unit / (10 * this.marks.length + 1); // many marks must not hide a curve
     for (const { at, kind, text } of this.marks) {
       const x = Math.round(u.valToPos(at, "x", true)) + 0.5;
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
       ctx.save();
       ctx.strokeStyle = ctx.fillStyle = color(kind);
-      ctx.globalAlpha = kind === "drift" ? 0.22 : 0.9;
+      ctx.globalAlpha = kind === "drift" ? 0.24 * Math.min(1, room) : 0.9;
       ctx.lineWidth = unit;
       if (kind !== "drift") ctx.setLineDash([4 * unit, 4 * unit]);
       ctx.beginPath();

@@ -3,7 +3,7 @@
 import { DASH, $, count, loss, make, say, version } from "./parts.js";
 
 const EVERY_MS = 2000;
-const LIMIT = 12;
+const LIMIT = 18;
 const HEADS = ["Loss", "Level", "Labels", "Since drift", "Init."];
 
 // "shop" means *shop*; stars, question marks and brackets are a pattern already.

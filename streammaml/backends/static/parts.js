@@ -2,12 +2,12 @@
 
 export const DASH = "–";
 export const NAMES = {
-  init: "init, not adapted",
+  init: "init",
   adapted: "adapted",
-  online: "online gradient descent",
+  online: "online",
   train: "train",
-  validation: "candidate, held-out",
-  incumbent: "incumbent, held-out",
+  validation: "candidate",
+  incumbent: "incumbent",
 };
 
 export const $ = (id) => document.getElementById(id);
@@ -15,8 +15,9 @@ export const nameOf = (key) => NAMES[key] ?? key;
 const known = (x) => x !== null && x !== undefined;
 
 export const count = (n) => (known(n) ? n.toLocaleString("en") : DASH);
-export const loss = (x) => (known(x) ? x.toFixed(Math.abs(x) < 100 ? 3 : 1) : DASH);
-export const number = (x) => (known(x) ? String(+x.toPrecision(4)) : DASH);
+const minus = (text) => text.replace("-", "−");
+export const loss = (x) => (known(x) ? minus(x.toFixed(Math.abs(x) < 100 ? 3 : 1)) : DASH);
+export const number = (x) => (known(x) ? minus(String(+x.toPrecision(4))) : DASH);
 export const version = (v) => (known(v) && v >= 0 ? `v${v}` : DASH);
 export const rate = (x) => (known(x) ? count(x < 10 ? x : Math.round(x)) : DASH);
 

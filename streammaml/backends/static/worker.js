@@ -74,10 +74,11 @@ function tiles(summary) {
 
 function models(summary) {
   const rows = Object.entries(summary.models).map(([model, row]) =>
-    [nameOf(model), loss(row.latest), loss(row.mean), count(row.losses)]);
-  while (rows.length < MODELS.length) rows.push([" ", "", "", ""]); // no shift when they come
-  $("models").replaceChildren(
-    table("Each loss is taken before its label is learnt", ["Model", "Now", "Mean of all", "Labels"], rows));
+    [nameOf(model), loss(row.latest), loss(row.mean),
+      percent(row.mean / summary.models.init?.mean - 1), count(row.losses)]);
+  while (rows.length < MODELS.length) rows.push([" ", "", "", "", ""]); // no shift when they come
+  $("models").replaceChildren(table(`${summary.loss}, each before its label is learnt`,
+    ["Model", "Now", "Mean of all", "Against init", "Labels"], rows));
 }
 
 function curves(summary) {
@@ -88,8 +89,8 @@ function curves(summary) {
       `${count(summary.drifts)} drifts detected.`,
   });
   say($("window"), summary.curve.window
-    ? `Mean of the ${count(summary.curve.window)} events up to each point; lower is better.`
-    : "Mean loss before each label is learnt; lower is better.");
+    ? `${summary.loss}, mean of the ${count(summary.curve.window)} events up to each point; lower is better.`
+    : `${summary.loss} before each label is learnt; lower is better.`);
   after(summary.recovery);
 }
 
@@ -102,10 +103,10 @@ function after(found) {
   recovery.update({
     x: found.labels.slice(0, length),
     ys,
-    text: `Over the latest ${found.drifts} drifts, in ${length} labels: ${ends.join("; ")}.`,
+    text: `Over the latest ${found.drifts} drifts, smoothed over ${found.window} labels, in ${length} labels: ${ends.join("; ")}.`,
   });
-  say($("recovery-sub"), `The latest ${count(found.drifts)} drifts of any contexts, laid upon each ` +
-    `other at their alarms; mean over ${found.window} labels.`);
+  const drifts = found.drifts === 1 ? "drift" : `${count(found.drifts)} drifts`;
+  say($("recovery-sub"), `Mean loss of the latest ${drifts} of any contexts, aligned at the alarm.`);
 }
 
 let last = null;
