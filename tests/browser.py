@@ -140,7 +140,7 @@ def browsing(profile: Path) -> Iterator[Tab]:
     from_read, from_write = os.pipe()
     command = [
         *(program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
-        *("--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"),
+        *("--disable-dev-shm-usage", "--hide-scrollbars", "--disable-background-networking"),
         f"--user-data-dir={profile}",
     ]
     # The protocol is spoken on descriptors 3 and 4.

@@ -207,7 +207,8 @@ class Rate:
     def now(self) -> float:
         now_s = self._sample()
         begin_s, before = self._samples[0]
-        elapsed_s = min(max(now_s - begin_s, self._span_s / 20), self._span_s)
+        least_s = self._span_s / 20  # from sample to sample
+        elapsed_s = min(max(now_s - begin_s, least_s), self._span_s + least_s)
         return round((self._latest - before) / elapsed_s, 1)
 
     def _sample(self) -> float:

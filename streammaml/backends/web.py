@@ -133,6 +133,12 @@ class WebServer:
             server.server_close()
 
     @property
+    def live(self) -> Live:
+        """What is pushed to the pages."""
+        assert self._server is not None, "start() first"
+        return self._server.live
+
+    @property
     def address(self) -> str:
         """Where a browser on this machine finds the page."""
         assert self._server is not None, "start() first"

@@ -7,6 +7,7 @@ import math
 import threading
 
 import numpy as np
+import pytest
 
 from streammaml.backends.board import Board, total
 from streammaml.events import DriftLevel, Result, Trigger
@@ -144,7 +145,7 @@ def test_events_a_second_are_of_the_latest_seconds() -> None:
     now_s += 60.0
     idle = board.summary()["events_per_s"]
 
-    assert busy == 200
+    assert busy == pytest.approx(200, rel=0.02)
     assert 90 <= slower <= 110
     assert idle == 0
 

@@ -26,7 +26,7 @@ function series(key, dots) {
   return {
     label: nameOf(key),
     stroke: () => color(COLORS[key] ?? key),
-    points: { show: dots, size: 6 },
+    points: { show: dots, size: 6, fill: () => color(COLORS[key] ?? key) },
     ...LINES[key],
   };
 }
@@ -127,9 +127,10 @@ export class Chart {
   drawMarks(u) {
     const { ctx, bbox } = u, unit = devicePixelRatio;
     const room = bbox.width / unit / (10 * this.marks.length + 1); // many marks must not hide a curve
+    let written = -Infinity;
     for (const { at, kind, text } of this.marks) {
       const x = Math.round(u.valToPos(at, "x", true)) + 0.5;
-      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+      if (x < bbox.left || x > bbox.left + bbox.width + 1) continue;
       ctx.save();
       ctx.strokeStyle = ctx.fillStyle = color(kind);
       ctx.globalAlpha = kind === "drift" ? 0.24 * Math.min(1, room) : 0.9;
@@ -146,9 +147,10 @@ export class Chart {
         ctx.lineTo(x + 4 * unit, bbox.top - 7 * unit);
         ctx.lineTo(x, bbox.top);
         ctx.fill();
-      } else if (text) {
+      } else if (text && x - written > 30 * unit) {
+        written = x;
         ctx.font = `600 ${11 * unit}px system-ui, sans-serif`;
-        ctx.textAlign = x > bbox.left + bbox.width * 0.9 ? "right" : "left";
+        ctx.textAlign = x > bbox.left + bbox.width - 50 * unit ? "right" : "left";
         ctx.fillText(text, x + (ctx.textAlign === "left" ? 4 : -4) * unit, bbox.top + 11 * unit);
       }
       ctx.restore();

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { follow } from "./live.js";
-import { DASH, $, count, duration, loss, make, percent, say, status, table, tile, version } from "./parts.js";
+import { DASH, $, count, duration, loss, make, minus, number, percent, say, status, table, tile, version } from "./parts.js";
 
 const RUNS = 10;
 const LOSSES = { train: "train_loss", validation: "validation_loss", incumbent: "incumbent_loss" };
@@ -16,6 +16,7 @@ const chart = new Chart($("meta"), {
 });
 
 const ago = (seconds) => `${duration(Date.now() / 1000 - seconds)} ago`;
+const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString("en-GB");
 const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 
 function tiles(summary) {
@@ -23,7 +24,7 @@ function tiles(summary) {
   const latest = runs.at(-1);
   const judged = runs.findLast((run) => run.validation_loss !== null);
   const gain = judged?.incumbent_loss
-    ? `${percent(judged.validation_loss / judged.incumbent_loss - 1)} against incumbent` : "waits for a run";
+    ? `${percent(judged.validation_loss / judged.incumbent_loss - 1)} vs incumbent` : "waits for a run";
   tile("meta-now", loss(judged?.validation_loss), gain);
   const since = published.at(-1)?.at_s;
   tile("version", version(summary.initialization), since ? `since ${ago(since)}` : "as it was found");
@@ -58,7 +59,7 @@ function runsTable(runs) {
   const rows = runs.slice(-RUNS).reverse().map((run) => [
     `${run.number}`,
     make("span", { className: `result ${run.result}`, textContent: run.result }),
-    ago(run.at_s), duration(run.seconds), count(run.steps), count(run.tasks),
+    clock(run.at_s), duration(run.seconds), count(run.steps), count(run.tasks),
     loss(run.train_loss), loss(run.validation_loss), loss(run.incumbent_loss),
     make("span", { className: "why", textContent: run.why || DASH }),
   ]);
@@ -73,7 +74,7 @@ function gates(published) {
       `${version(run.version)} · ${net}`,
       loss(verdict.loss_incumbent), loss(verdict.loss_candidate), loss(verdict.loss_unadapted),
       verdict.mean_difference === null ? DASH
-        : `${verdict.mean_difference.toFixed(4)} ± ${(verdict.standard_error ?? 0).toFixed(4)}`,
+        : `${minus(verdict.mean_difference.toFixed(4))} ± ${number(verdict.standard_error)}`,
       `${count(run.report.episodes)} / ${count(run.report.contexts)}`,
       verdict.passed ? "passed" : make("span", { className: "why", textContent: verdict.why }),
     ]));

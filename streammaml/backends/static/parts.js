@@ -15,7 +15,7 @@ export const nameOf = (key) => NAMES[key] ?? key;
 const known = (x) => x !== null && x !== undefined;
 
 export const count = (n) => (known(n) ? n.toLocaleString("en") : DASH);
-const minus = (text) => text.replace("-", "−");
+export const minus = (text) => text.replace("-", "−");
 export const loss = (x) => (known(x) ? minus(x.toFixed(Math.abs(x) < 100 ? 3 : 1)) : DASH);
 export const number = (x) => (known(x) ? minus(String(+x.toPrecision(4))) : DASH);
 export const version = (v) => (known(v) && v >= 0 ? `v${v}` : DASH);

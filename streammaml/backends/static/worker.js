@@ -57,18 +57,18 @@ function keep(summary) {
 function tiles(summary) {
   const { adapted, init } = summary.models, now = adapted?.latest ?? adapted?.mean;
   const base = init?.latest ?? init?.mean;
-  const gain = base ? `${percent(now / base - 1)} against init` : "waits for labels";
+  const gain = base ? `${percent(now / base - 1)} vs init` : "waits for labels";
   tile("now", loss(now), gain);
   tile("rate", rate(summary.events_per_s), `${count(summary.events)} in all`);
   tile("lag", count(summary.lag), "records waiting");
   tile("known", count(summary.contexts), "in memory");
   const share = summary.events ? (1000 * summary.drifts) / summary.events : 0;
-  tile("drifts", count(summary.drifts), `${share.toFixed(1)} in 1,000 events`);
+  tile("drifts", count(summary.drifts), `${share.toFixed(1)} ‰ of events`);
   tile("adaptations", count(summary.accepted),
-    `accepted; ${count(summary.adaptations - summary.accepted)} rejected`);
+    `accepted; ${count(summary.adaptations - summary.accepted)} not`);
   const swaps = summary.swaps.length;
   tile("version", version(summary.initialization),
-    swaps ? `swapped at ${count(summary.swaps.at(-1).events)} events` : "since the start");
+    swaps ? `since event ${count(summary.swaps.at(-1).events)}` : "since the start");
   tile("rejected", count(summary.rejected), "to dead-letters");
 }
 
