@@ -452,6 +452,10 @@ def parameters_of(path: str, inputs: int, outputs: int) -> tuple[tuple[str, tupl
         raise ConfigError(
             f"learner.network: {path} gives a {type(module).__name__}, no torch.nn.Module"
         ) from error
+    except RuntimeError as error:  # of a parameter without a shape
+        raise ConfigError(
+            f"learner.network: {path} gives a module with lazy parts: name their sizes"
+        ) from error
     if not found:
         raise ConfigError(f"learner.network: {path} gives a module without parameters")
     return found

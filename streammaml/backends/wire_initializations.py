@@ -12,7 +12,6 @@ Headers: ``version``, ``parent``, ``schema`` and ``fingerprint`` (of the spec) r
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
@@ -142,9 +141,9 @@ def _check(initialization: Initialization) -> None:
     version, parent = initialization.version, initialization.parent
     if not (0 <= version <= _MAX_VERSION and -1 <= parent <= _MAX_VERSION):
         raise InitializationError("its version or its parent is no version")
-    classes = initialization.classes
-    if len(classes) > initialization.spec.outputs:
-        raise InitializationError(f"{len(classes)} classes for {initialization.spec.outputs} slots")
+    classes, spec = initialization.classes, initialization.spec
+    if not (_is_text(spec.schema) and _is_text(spec.network)):
+        raise InitializationError("its schema or its network is no text")
     if not all(map(_is_label, classes)):
         raise InitializationError("one of its classes is no label")
 
@@ -153,7 +152,18 @@ def _is_label(value: object) -> bool:
     """Whether it can be written in every format: MessagePack has 64 bits for a whole number."""
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
-    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, float) or _is_text(value)
+
+
+def _is_text(value: object) -> bool:
+    """JSON can write half a surrogate pair, which no encoding takes."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _agree(name: str, value: bytes, record: Record) -> None:

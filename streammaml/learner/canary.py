@@ -88,6 +88,5 @@ def _verdict(served: Floats, candidate: Floats) -> str:
         worse = difference.min() > 0 and difference.mean() > LARGE_MARGIN * served.mean()
     if not worse:
         return ""
-    return (
-        f"its loss is {candidate.mean():.3f} over {contexts} contexts, {served.mean():.3f} in use"
-    )
+    means = f"{candidate.mean():.3f}, {served.mean():.3f} in use"
+    return f"its loss over {contexts} contexts is {means}"

@@ -207,8 +207,7 @@ class Learner:
             self.labels.check_order(initialization.classes)
 
     def _use(self, initialization: Initialization) -> None:
-        if not self._spec.network:
-            self.labels.foresee(initialization.classes)
+        self.labels.foresee(initialization.classes)
         self._versions.use(initialization, self.labels.classes)
         self._meta = self._meta_of(self._versions.current)
         self._memory.swapped()

@@ -168,24 +168,28 @@ def test_a_key_that_says_otherwise_is_refused(key: bytes | None) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"number": -1},
-        {"number": 2**63},
+        {"version": -1},
+        {"version": 2**63},
         {"parent": -2},
         {"parent": 2**70},
-        {"classes": ("a", "b", "c")},
-        {"classes": (None,)},
-        {"classes": ([1],)},
-        {"classes": (float("nan"),)},
-        {"classes": (2**63,)},
+        {"classes": ["a", "b", "c"]},
+        {"classes": [None]},
+        {"classes": [[1]]},
+        {"classes": [float("nan")]},
+        {"classes": [2**63]},
+        {"classes": ["\ud800"]},
+        {"schema": "\ud800"},
     ],
 )
 def test_what_a_payload_says_of_itself_is_checked(changes: dict[str, Any]) -> None:
-    made = version(**changes)
+    with pytest.raises(InitializationError):
+        of(saying(version().tensors, **changes))
 
+
+@pytest.mark.parametrize("number", [-1, 2**63])
+def test_what_is_no_version_is_not_written(number: int) -> None:
     with pytest.raises(InitializationError):
-        initialization_messages(made, {})
-    with pytest.raises(InitializationError):
-        of(encode(made))
+        initialization_messages(version(number), {})
 
 
 def test_a_tensor_that_is_not_finite_is_refused_by_name() -> None:

@@ -38,15 +38,14 @@ import msgspec
 import structlog
 
 from streammaml.backends.ports import Message, Partition, Record
-from streammaml.config import Config
 from streammaml.learner import Learner
-from streammaml.learner.snapshot import LIGHT, Format, context_of, is_expired
+from streammaml.learner.snapshot import LIGHT, context_of, is_expired
 from streammaml.partition import EpisodeBudget, PartitionPlayer, RejectionLimit
 from streammaml.recovery import BARRIER_KEY, read_barrier
 from tests.faults import kafka_ledger
 from tests.faults.plants import PLANTS
 from tests.faults.simulation import NEVER, Simulation, ViolationError
-from tests.learner.shelf import DictShelf
+from tests.learner.shelf import DictShelf, meaning
 
 OUTPUTS = ("predictions", "adaptations", "dead-letters", "episodes")
 ONE_EACH = ("predictions", "dead-letters")
@@ -176,15 +175,6 @@ def _judge_state(
                 yield f"{name}: {key!r} is only in {'ours' if key in ours else 'theirs'}"
             elif meaning(config, key, ours[key]) != meaning(config, key, theirs[key]):
                 yield f"{name}: {key!r} differs"
-
-
-def meaning(config: Config, key: bytes, value: bytes) -> bytes:
-    """A stored value without the version that a context at θ had when it was written."""
-    if not key.startswith(LIGHT):
-        return value
-    record = Format(config).unpack([key], [value])
-    record["version"][record["at_init"] == 1] = 0
-    return record.tobytes()
 
 
 def _output(message: Message) -> Output:

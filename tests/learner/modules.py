@@ -29,7 +29,7 @@ def relu_layers(*sizes: int) -> nn.Module:
 
 
 class Rich(nn.Module):
-    """Normalized groups, dropout, a buffer that it counts in, a parameter without a use."""
+    """Normalized groups, dropout, buffers and inputs that it changes, a parameter without a use."""
 
     steps: Tensor
     scale: Tensor
@@ -46,6 +46,7 @@ class Rich(nn.Module):
         self.register_buffer("scale", drawn + 0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        inputs += 1
         self.steps += 1
         self.scale = self.scale * 1.5
         outputs: Tensor = self.head(self.body(inputs) * self.scale + 0.1 * self.steps)
@@ -59,6 +60,10 @@ def rich(inputs: int, outputs: int) -> nn.Module:
 def batch_normed(inputs: int, outputs: int) -> nn.Module:
     inner = nn.Sequential(nn.Linear(inputs, 8), nn.BatchNorm1d(8))
     return nn.Sequential(inner, nn.Linear(8, outputs))
+
+
+def lazy(inputs: int, outputs: int) -> nn.Module:
+    return nn.LazyLinear(outputs)
 
 
 class Touchy(nn.Module):

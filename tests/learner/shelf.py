@@ -17,6 +17,7 @@ from streammaml.learner.snapshot import (
     DETECTOR,
     LIGHT,
     WEIGHTS,
+    Format,
     Item,
     context_of,
     is_expired,
@@ -59,6 +60,15 @@ class DictShelf:
 
     def crash(self) -> None:
         self.scratch.clear()
+
+
+def meaning(config: Config, key: bytes, value: bytes) -> bytes:
+    """A stored value without the version that a context at θ had when it was written."""
+    if not key.startswith(LIGHT):
+        return value
+    record = Format(config).unpack([key], [value])
+    record["version"][record["at_init"] == 1] = 0
+    return record.tobytes()
 
 
 @dataclass

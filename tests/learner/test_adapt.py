@@ -151,6 +151,14 @@ def test_a_tensor_with_rate_0_stays_and_has_no_part_in_the_norm(classes: int, cl
     np.testing.assert_allclose(first, np.linalg.norm(head[body:]), rtol=1e-5)
 
 
+def test_the_lowest_layer_that_moves_is_found() -> None:
+    rates = [[1, 1, 1, 1], [0, 0.1, 0, 0], [0, 0, -1, 0], [0, 0, 0, 2], [0, 0, 0, 0]]
+
+    found = [inner_loop.lowest_layer(np.array(row, np.float32)) for row in rates]
+
+    assert found == [0, 0, 1, 1, 1]
+
+
 def test_a_gradient_that_is_not_finite_in_a_tensor_that_stays_is_no_matter() -> None:
     step = np.array([np.nan, 1, np.inf, 2], np.float32)
 

@@ -12,7 +12,7 @@ import pytest
 
 from streammaml.config import Config, spec_of
 from streammaml.errors import ConfigError, IncompatibleError
-from streammaml.events import DriftLevel, Float32s, Trigger
+from streammaml.events import DriftLevel, Float32s, Result, Trigger
 from streammaml.initialization import Initialization, Spec
 from streammaml.learner import Learner
 from streammaml.learner.kernels import network as passes
@@ -217,6 +217,36 @@ def test_two_partitions_in_two_threads_give_the_bits_of_one_after_the_other() ->
     for place, decisions in enumerate(expected):
         assert_same_bits(found[place], decisions)
     assert expected[0]["predictions"].tobytes() != expected[1]["predictions"].tobytes()
+
+
+def test_what_diverges_is_counted_and_nothing_is_raised() -> None:
+    config = with_module(make_config(classes=3, baseline_rate=1e30), "mlp")
+    network = TorchNetwork(spec_of(config), 0)
+    learner = Learner(config, network.initial(1e30), network=network)
+
+    decisions = play(learner, make_stream(7, 100, classes=3))
+
+    assert Result.DIVERGED in decisions["results"]
+    assert Result.ACCEPTED not in decisions["results"]
+    assert np.isfinite(decisions["predictions"]).all()
+    assert np.isfinite(learner._contexts.fast).all()
+
+
+def test_another_initialization_is_tried_as_the_compiled_network_would() -> None:
+    config = make_config(classes=3)
+    start, other = make_initialization(config), make_initialization(config, seed=9)
+    stream = make_stream(7, 300, contexts=8, classes=3)
+    compiled = make_learner(config, start)
+    spec = spec_of(with_module(config))
+    learner = torch_learner(config, "mlp", of_torch(start, spec))
+    for one in (compiled, learner):
+        play(one, stream)
+
+    expected = compiled.losses_of_segments(other, 8, 8)
+    found = learner.losses_of_segments(of_torch(other, spec), 8, 8)
+
+    assert expected.shape == (2, 8)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- what it raises ----------------------------------------------------------------------------

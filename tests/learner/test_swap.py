@@ -316,6 +316,16 @@ def test_a_closed_list_and_a_regression_foresee_nothing() -> None:
         assert labels.classes == list(config.classes)
 
 
+def test_classes_in_other_slots_are_refused_where_outputs_cannot_be_arranged() -> None:
+    labels = Labels(LabelConfig(max_classes=4), ("a", 3))
+
+    for classes in ((), ("a",), ("a", "3", "z")):
+        labels.check_order(classes)
+
+    with pytest.raises(InitializationError, match=r"have other places than this partition's"):
+        labels.check_order(("b", "a"))
+
+
 def test_an_initialization_that_is_refused_leaves_no_class() -> None:
     config = make_config(classes=4, open_classes=True)
     learner = Learner(config, version(config, 0))

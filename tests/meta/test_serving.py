@@ -61,6 +61,7 @@ def test_the_passes_are_those_of_a_functional_call(rows: int) -> None:
 def test_passes_share_nothing_remember_nothing_and_leave_buffers_as_they_were() -> None:
     network = TorchNetwork(spec_for("rich"), seed=3)
     parameters, (x, slope) = network.initial(0.1).theta(), arrays(5)
+    given = x.copy()
     one, other = network.passes(), network.passes()
     first = both(one, parameters, x, slope)
 
@@ -69,6 +70,7 @@ def test_passes_share_nothing_remember_nothing_and_leave_buffers_as_they_were() 
     again = both(one, parameters, x, slope)
 
     assert [a.tobytes() for a in first] == [a.tobytes() for a in again]
+    assert x.tobytes() == given.tobytes()
     names = list(network.spec.shapes())
     assert names == ["idle", "body.0.weight", "body.0.bias", *names[3:]]
     assert not first[1][:3].any()  # of ``idle``, which the outputs do not need
@@ -124,6 +126,11 @@ def test_what_cannot_be_served_is_refused_with_the_cure(factory: str, cure: str)
     assert f"learner.network: tests.learner.modules:{factory} cannot be served" in str(
         refused.value
     )
+
+
+def test_lazy_parts_are_refused_with_the_cure() -> None:
+    with pytest.raises(ConfigError, match="lazy parts: name their sizes"):
+        spec_for("lazy")
 
 
 def test_parameters_of_another_width_become_float32() -> None:

@@ -55,8 +55,17 @@ def descend(
 
 
 @jit
+def lowest_layer(rates: Float32s) -> int:
+    """Of those that move by ``rates`` [J]; two tensors are a layer."""
+    tensor = 0
+    while tensor < rates.shape[0] - 1 and rates[tensor] == ZERO:
+        tensor += 1
+    return tensor // 2
+
+
+@jit
 def hold(step: Float32s, lengths: Ints, rates: Float32s) -> None:
-    """Let the gradient [P] of every tensor that stays be 0."""
+    """Let the gradient [P] of every tensor that stays be 0, whatever it is."""
     offset = 0
     for tensor in range(lengths.shape[0]):
         size = lengths[tensor]
@@ -88,7 +97,8 @@ def adapt(
     step = scratch.gradient
     for k in range(meta.rates.shape[0]):
         rates = meta.rates[k]
-        gradient(fast, meta, y, known, regression, rows, scratch, step)
+        lowest = lowest_layer(rates)
+        gradient(fast, meta, y, known, regression, rows, scratch, step, lowest)
         hold(step, meta.lengths, rates)
         length = norm(step, scratch.sums)
         if not np.isfinite(length):

@@ -189,8 +189,12 @@ def gradient(
     rows: int,
     scratch: Scratch,
     out: Float32s,
+    lowest: int = 0,
 ) -> float:
-    """Write the gradient [P] of the mean loss on the inputs in scratch; return that loss."""
+    """Write the gradient [P] of the mean loss on the inputs in scratch; return that loss.
+
+    What belongs to layers below the ``lowest`` stays as it was, or is written all the same.
+    """
     if meta.callbacks[0] != 0:
         return gradient_outside(parameters, meta, y, known, regression, rows, scratch, out)
     sizes = meta.sizes
@@ -199,7 +203,7 @@ def gradient(
     forward(parameters, meta, activations, rows, scratch.pad)
     loss = output_losses(activations[layers], y, known, regression, rows, deltas[layers % 2])
     end = parameters.shape[0]
-    for layer in range(layers - 1, -1, -1):
+    for layer in range(layers - 1, lowest - 1, -1):
         m, n = sizes[layer], sizes[layer + 1]
         delta = deltas[(layer + 1) % 2]
         start = end - (m * n + n)
@@ -207,7 +211,7 @@ def gradient(
         weight_gradient(activations[layer], delta, rows, scratch, own)
         bias = out[end - n : end].reshape(1, n)
         product(scratch.ones, delta, scratch.zeros, bias, 1, rows, n, NO_FLOOR, scratch.pad)
-        if layer > 0:
+        if layer > lowest:
             weight = parameters[start : start + m * n].reshape(m, n)
             input_gradient(activations[layer], weight, delta, rows, scratch, deltas[layer % 2])
         end = start

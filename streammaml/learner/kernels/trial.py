@@ -38,7 +38,7 @@ def loss_of_segment(p: Parts, row: int) -> float:
         if not np.isfinite(length):
             return np.nan
         fitted += rows
-    return total / float(size)
+    return float(total / size)
 
 
 @entry
