@@ -27,7 +27,7 @@ from torch import Tensor
 from streammaml.initialization import Initialization
 from streammaml.meta.episodes import Episodes
 from streammaml.meta.inner_loop import InnerLoop, adapt
-from streammaml.meta.losses import Loss, loss
+from streammaml.meta.losses import Loss, Objective
 from streammaml.meta.modules import network_of
 from streammaml.meta.networks import MLP, Network, Parameters
 from streammaml.meta.optimizer import advance
@@ -77,6 +77,8 @@ class Report:
     skipped: int
     losses: tuple[float, ...]
     """Training loss of the latest steps that were taken, at most 100, oldest first."""
+    second_order: bool
+    """Not where the rule asks for it but the loss has no curvature."""
 
 
 class Losses(NamedTuple):
@@ -152,7 +154,12 @@ def refine(
             losses.append(value)
         if on_progress is not None:
             on_progress(done + 1, steps, value)
-    report = Report(taken=state.taken, skipped=state.skipped, losses=tuple(losses))
+    report = Report(
+        taken=state.taken,
+        skipped=state.skipped,
+        losses=tuple(losses),
+        second_order=settings.second_order,
+    )
     return (finish(state, initialization) if state.taken else initialization), report
 
 
@@ -172,10 +179,13 @@ def task_losses(
 
 
 def evaluate(
-    initialization: Initialization, episodes: Episodes, clip_norm: float = 5.0
+    initialization: Initialization,
+    episodes: Episodes,
+    clip_norm: float = 5.0,
+    kind: Loss = Loss.DEFAULT,
 ) -> tuple[float, float]:
     """Mean query loss over the episodes by θ as it is, and after adaptation."""
-    losses = task_losses(initialization, episodes, clip_norm)
+    losses = task_losses(initialization, episodes, clip_norm, kind)
     return float(losses.init.mean()), float(losses.adapted.mean())
 
 
@@ -225,7 +235,7 @@ def _without_body(
 def _query_loss(parameters: Parameters, episodes: Episodes, loop: InnerLoop) -> Tensor:
     """Loss [T] on the query sets; unstacked parameters are one network for all tasks."""
     outputs = loop.network.apply(parameters, episodes.query.inputs)
-    return loss(outputs, episodes.query, loop.loss)
+    return Objective(episodes.query, loop.loss).loss(outputs)
 
 
 def _towards_fast_weights(
