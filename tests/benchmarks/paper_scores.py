@@ -24,7 +24,9 @@ class Score(NamedTuple):
 def score_of(values: Tensor) -> Score:
     """From one number for each task; not finite where one of them is not."""
     each = values.numpy().astype(np.float64)
-    return Score(float(each.mean()), NORMAL_95 * float(each.std()) / math.sqrt(len(each)), len(each))
+    return Score(
+        float(each.mean()), NORMAL_95 * float(each.std()) / math.sqrt(len(each)), len(each)
+    )
 
 
 def cosine(learning_rate: float, share: float) -> float:

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,10 @@ def measure(name: str, given: argparse.Namespace) -> Score:
     return run(SINUSOID[name][0], SEED, given.tasks, given.iterations)
 
 
-def row_of(name: str, measured: Callable[[], Score]) -> dict[str, Any]:
+def row_of(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """The issue's form; prints the row."""
     started, paper = time.monotonic(), PAPERS[name]
-    score = measured()
+    score = measure(name, given)
     verdict = paper.verdict(score.mean)
     print(
         f"{name:26} {score.mean:6.3f} ± {score.ci95:.3f}  {paper.wanted():12} {verdict:12}"
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{OMNIGLOT}: skipped, {given.omniglot} is not there", file=sys.stderr)
         names.remove(OMNIGLOT)
     print(f"{'row':26} {'ours':>6} ± 95 %   {'target':25}published")
-    out = {name: row_of(name, lambda name=name: measure(name, given)) for name in names}
+    out = {name: row_of(name, given) for name in names}
     print(NOTE)
     if given.json is not None:
         given.json.write_text(json.dumps(out, indent=2) + "\n")

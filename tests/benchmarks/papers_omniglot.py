@@ -7,7 +7,8 @@ inner loop moves the last layer only (ANIL), so that the convolutions run once o
 References:
     Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program
     induction" (Omniglot), 2015. Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning", 2017 (the
-    strided network). Raghu, Raghu, Bengio, Vinyals, "Rapid learning or feature reuse?" (ANIL), 2019.
+    strided network). Raghu, Raghu, Bengio, Vinyals, "Rapid learning or feature reuse?" (ANIL),
+    2019.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ QUERY, TEST_QUERY = 3, 15
 META_BATCH = 16
 TEST_CHUNK = 25
 STEPS, RATE = 5, 0.1
-FILTERS, GROUPS = 64, 8
+FILTERS, GROUPS = (64, 64, 64, 64), 8
 NETWORK = f"{__name__}:strided"
 SETTINGS = OuterSettings(
     rule=Rule.ANIL, learning_rate=1e-3, inner_clip=math.inf, outer_clip=10.0, init_weight=0.0
@@ -56,32 +57,17 @@ SETTINGS = OuterSettings(
 Images = NDArray[np.uint8]
 
 
-class Strided(nn.Sequential):
-    """4 × [3×3 convolution of stride 2, GroupNorm, ReLU], and a linear layer."""
-
-    def __init__(self, outputs: int) -> None:
-        layers: list[nn.Module] = []
-        for channels in (1, FILTERS, FILTERS, FILTERS):
-            layers += [
-                nn.Conv2d(channels, FILTERS, 3, stride=2, padding=1),
-                nn.GroupNorm(GROUPS, FILTERS),
-                nn.ReLU(),
-            ]
-        side = SIDE
-        for _ in range(4):
-            side = (side + 1) // 2
-        super().__init__(*layers, nn.Flatten(), nn.Linear(FILTERS * side * side, outputs))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = super().forward(inputs.view(-1, 1, SIDE, SIDE))
-        return outputs
-
-
 def strided(inputs: int, outputs: int) -> nn.Module:
-    """The factory that the spec names."""
+    """4 × [3×3 convolution of stride 2, GroupNorm, ReLU], and a linear layer."""
     if inputs != PIXELS:
         raise ValueError(f"{inputs} inputs are not an image of {SIDE} × {SIDE}")
-    return Strided(outputs)
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, SIDE, SIDE))]
+    channels, side = 1, SIDE
+    for filters in FILTERS:
+        convolution = nn.Conv2d(channels, filters, 3, stride=2, padding=1)
+        layers += [convolution, nn.GroupNorm(GROUPS, filters), nn.ReLU()]
+        channels, side = filters, (side + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, outputs))
 
 
 class Drawings(NamedTuple):
@@ -155,9 +141,7 @@ def shares_of(seconds: float) -> Iterator[float]:
         yield share
 
 
-def sample(
-    drawings: Images, tasks: int, queries: int, generator: np.random.Generator
-) -> Episodes:
+def sample(drawings: Images, tasks: int, queries: int, generator: np.random.Generator) -> Episodes:
     characters = np.stack(
         [generator.choice(len(drawings), WAYS, replace=False) for _ in range(tasks)]
     )

@@ -1,4 +1,4 @@
-"""Sinusoid regression as the papers have it: y = A sin(ωx + ψ), K support points, mean squared error.
+"""Sinusoid regression as the papers have it: y = A sin(ωx + ψ), K points, mean squared error.
 
 A ~ U[.1, 5], ω ~ U[.8, 1.2], ψ ~ U[0, π], x ~ U[−5, 5], no noise. Every training task is fresh, 16
 in a meta-batch with K support and 10 query points; a test task is asked for 100 evenly spaced ones.
@@ -75,9 +75,7 @@ def run(method: Method, seed: int, tasks: int, iterations: int | None = None) ->
         ]
         return score_of(torch.cat(judged).detach())
     settings = replace(SETTINGS, rule=method.rule, learn_rates=method.learn_rates)
-    trained, _ = refine(
-        first, lambda: sample(generator, META_BATCH, method.shots), count, settings
-    )
+    trained, _ = refine(first, lambda: sample(generator, META_BATCH, method.shots), count, settings)
     judged = [
         task_losses(
             trained, sample(generator, size, method.shots, test=True), math.inf, Loss.MSE
