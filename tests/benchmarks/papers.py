@@ -145,10 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{OMNIGLOT}: skipped, {given.omniglot} is not there", file=sys.stderr)
         names.remove(OMNIGLOT)
     print(f"{'row':26} {'ours':>6} ± 95 %   {'target':25}published")
-    out = {name: row_of(name, given) for name in names}
+    out: dict[str, dict[str, Any]] = {}
+    for name in names:
+        out[name] = row_of(name, given)
+        if given.json is not None:  # with each row: a long run may be cut short
+            given.json.write_text(json.dumps(out, indent=2) + "\n")
     print(NOTE)
-    if given.json is not None:
-        given.json.write_text(json.dumps(out, indent=2) + "\n")
 
 
 if __name__ == "__main__":
