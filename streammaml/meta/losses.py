@@ -7,6 +7,7 @@ whatever stands there, as long as the network's outputs on it are finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -44,43 +45,62 @@ class Examples(NamedTuple):
     """Class slots in use, the first ones of the K; the others are masked. 0: all are in use."""
 
 
+class Objective:
+    """The loss of one set of examples: what needs no outputs is worked out once."""
+
+    def __init__(self, examples: Examples, kind: Loss = Loss.DEFAULT) -> None:
+        values = examples.targets.is_floating_point()
+        if kind is (Loss.HINGE if values else Loss.MSE):
+            raise ValueError(f"no loss {kind.value} of {'values' if values else 'classes'}")
+        self._kind = kind
+        self._values = values
+        self._used = examples.classes or None
+        self._shares = shares(examples)
+        # Padding stands at 0, so that it cannot name a slot that is not there.
+        self._targets = torch.where(examples.weights > 0, examples.targets, 0)
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Weighted mean loss [T] of outputs [T, S, K]; 0 for a task whose weights are all 0."""
+        if self._values:
+            output = outputs[..., 0]
+            if self._kind is Loss.MSE:
+                each = (output - self._targets).square()
+            else:
+                each = functional.huber_loss(output, self._targets, reduction="none")
+        elif self._kind is Loss.HINGE:
+            used = outputs[..., : self._used]
+            each = (1 - used * (2 * self._coded(used) - 1)).relu().sum(-1)
+        else:
+            used = _as_rows(torch.log_softmax, outputs[..., : self._used])
+            each = -used.gather(-1, self._targets.unsqueeze(-1)).squeeze(-1)
+        return (each * self._shares).sum(-1)
+
+    def slope(self, outputs: Tensor) -> Tensor:
+        """Gradient [T, S, K] of each task's loss by the outputs [T, S, K], differentiable."""
+        shares = self._shares.unsqueeze(-1)
+        if self._values:
+            error = outputs - self._targets.unsqueeze(-1)
+            return shares * (2 * error if self._kind is Loss.MSE else error.clamp(-1, 1))
+        used = outputs[..., : self._used]
+        coded = self._coded(used)
+        if self._kind is Loss.HINGE:
+            signs = 2 * coded - 1
+            each = -signs * (used * signs < 1)
+        else:
+            each = _as_rows(torch.softmax, used) - coded
+        if used.shape[-1] < outputs.shape[-1]:
+            each = functional.pad(each, (0, outputs.shape[-1] - used.shape[-1]))
+        return each * shares
+
+    def _coded(self, used: Tensor) -> Tensor:
+        """1 at the class of an example, 0 at the others, as outputs ``used`` [T, S, K]."""
+        slots = torch.arange(used.shape[-1])
+        return (self._targets.unsqueeze(-1) == slots).to(used.dtype)
+
+
 def loss(outputs: Tensor, examples: Examples, kind: Loss = Loss.DEFAULT) -> Tensor:
-    """Weighted mean loss [T] of outputs [T, S, K]; 0 for a task whose weights are all 0."""
-    _check(examples, kind)
-    if examples.targets.is_floating_point():
-        error = outputs[..., 0] - _targets(examples)
-        zero = torch.zeros_like(error)
-        each = (
-            error.square()
-            if kind is Loss.MSE
-            else functional.huber_loss(error, zero, reduction="none")
-        )
-    elif kind is Loss.HINGE:
-        used = outputs[..., : examples.classes or None]
-        each = (1 - used * _signs(used, examples)).relu().sum(-1)
-    else:
-        used = outputs[..., : examples.classes or None]
-        slots = _targets(examples).unsqueeze(-1)
-        each = -torch.log_softmax(used, -1).gather(-1, slots).squeeze(-1)
-    return (each * shares(examples)).sum(-1)
-
-
-def slope(outputs: Tensor, examples: Examples, kind: Loss = Loss.DEFAULT) -> Tensor:
-    """Gradient [T, S, K] of each task's :func:`loss` by the outputs [T, S, K], differentiable."""
-    _check(examples, kind)
-    if examples.targets.is_floating_point():
-        error = outputs - _targets(examples).unsqueeze(-1)
-        each = 2 * error if kind is Loss.MSE else error.clamp(-1, 1)
-        return each * shares(examples).unsqueeze(-1)
-    used = outputs[..., : examples.classes or None]
-    if kind is Loss.HINGE:
-        signs = _signs(used, examples)
-        each = -signs * (used * signs < 1)
-    else:
-        slots = _targets(examples).unsqueeze(-1)
-        each = torch.softmax(used, -1).scatter_add(-1, slots, -torch.ones_like(used[..., :1]))
-    each = functional.pad(each, (0, outputs.shape[-1] - used.shape[-1]))
-    return each * shares(examples).unsqueeze(-1)
+    """Weighted mean loss [T] of outputs [T, S, K]."""
+    return Objective(examples, kind).loss(outputs)
 
 
 def probabilities(outputs: Tensor, classes: int = 0, kind: Loss = Loss.DEFAULT) -> Tensor:
@@ -96,18 +116,6 @@ def shares(examples: Examples) -> Tensor:
     return examples.weights / torch.where(total > 0, total, 1)
 
 
-def _signs(used: Tensor, examples: Examples) -> Tensor:
-    """+1 at the class of an example, −1 at the others, as outputs ``used`` [T, S, K]."""
-    slots = _targets(examples).unsqueeze(-1)
-    return torch.full_like(used, -1.0).scatter_(-1, slots, 1.0)
-
-
-def _targets(examples: Examples) -> Tensor:
-    """Targets [T, S] with padding at 0, so that it cannot name a slot that is not there."""
-    return torch.where(examples.weights > 0, examples.targets, 0)
-
-
-def _check(examples: Examples, kind: Loss) -> None:
-    values = examples.targets.is_floating_point()
-    if kind is (Loss.HINGE if values else Loss.MSE):
-        raise ValueError(f"the loss {kind.value} is not one of {'values' if values else 'classes'}")
+def _as_rows(softmax: Callable[[Tensor, int], Tensor], used: Tensor) -> Tensor:
+    """A softmax over the last dimension, taken over rows: over few columns it is slow."""
+    return softmax(used.mT, -2).mT

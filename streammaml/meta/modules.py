@@ -18,7 +18,7 @@ from torch.func import functional_call, vmap
 from streammaml.config import make_network
 from streammaml.errors import ConfigError
 from streammaml.initialization import Spec
-from streammaml.meta.losses import Examples, Loss, loss
+from streammaml.meta.losses import Objective
 from streammaml.meta.networks import MLP, Network, Parameters
 
 
@@ -58,9 +58,9 @@ class ModuleNetwork:
     def gradient(
         self,
         parameters: Mapping[str, Tensor],
-        examples: Examples,
+        inputs: Tensor,
+        objective: Objective,
         moving: Collection[str],
-        kind: Loss = Loss.DEFAULT,
     ) -> Parameters:
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -68,7 +68,7 @@ class ModuleNetwork:
             given = dict(parameters) if graph else {n: p.detach() for n, p in parameters.items()}
             own = {n: p for n, p in given.items() if n in moving}
             own = {n: p if p.requires_grad else p.detach().requires_grad_() for n, p in own.items()}
-            total = loss(self.apply({**given, **own}, examples.inputs), examples, kind).sum()
+            total = objective.loss(self.apply({**given, **own}, inputs)).sum()
             found = torch.autograd.grad(
                 total, list(own.values()), create_graph=graph, materialize_grads=True
             )

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from streammaml.initialization import Spec
-from streammaml.meta.losses import Examples, Loss, slope
+from streammaml.meta.losses import Objective
+from streammaml.meta.products import affine, inner, outer
 
 Parameters = dict[str, Tensor]
 
@@ -33,9 +34,9 @@ class Network(Protocol):
     def gradient(
         self,
         parameters: Mapping[str, Tensor],
-        examples: Examples,
+        inputs: Tensor,
+        objective: Objective,
         moving: Collection[str],
-        kind: Loss = Loss.DEFAULT,
     ) -> Parameters:
         """Gradient of each task's loss by its own, stacked parameters ``moving``.
 
@@ -87,12 +88,12 @@ class Mlp:
     def gradient(
         self,
         parameters: Mapping[str, Tensor],
-        examples: Examples,
+        inputs: Tensor,
+        objective: Objective,
         moving: Collection[str],
-        kind: Loss = Loss.DEFAULT,
     ) -> Parameters:
-        outputs, entered = self._forward(parameters, examples.inputs)
-        return _backward(parameters, entered, slope(outputs, examples, kind), moving)
+        outputs, entered = self._forward(parameters, inputs)
+        return _backward(parameters, entered, objective.slope(outputs), moving)
 
     def rank(self, name: str) -> int:
         return 2 if name.endswith("weight") else 1
@@ -115,11 +116,11 @@ class Mlp:
             if i > 0:
                 hidden = hidden.relu()
             entered.append(hidden)
-            weight, bias = tensors[i], tensors[i + 1].unsqueeze(-2)
-            if weight.dim() == 3:
-                hidden = torch.baddbmm(bias, hidden, weight)  # [T, S, out]
+            weight, bias = tensors[i], tensors[i + 1]
+            if weight.dim() == bias.dim() + 1 == 3:
+                hidden = affine(hidden, weight, bias)  # [T, S, out]
             else:
-                hidden = torch.matmul(hidden, weight) + bias
+                hidden = torch.matmul(hidden, weight) + bias.unsqueeze(-2)
         return hidden, entered
 
 
@@ -140,9 +141,14 @@ def _backward(
         if bias in moving:
             gradients[bias] = slope.sum(1)
         if weight in moving:
-            gradients[weight] = torch.bmm(hidden.mT, slope)
+            gradients[weight] = inner(hidden, slope)
         if i > lowest:
-            # A ReLU's output is never negative, so its sign is its derivative.
-            passed = hidden.detach().sign()
-            slope = torch.matmul(slope, parameters[weight].mT) * passed  # [T, S, in]
+            slope = _before(slope, parameters[weight])
+            # The ReLU's own derivative, from its output.
+            slope = torch.ops.aten.threshold_backward(slope, hidden.detach(), 0)
     return {name: gradients[name] for name in names if name in moving}
+
+
+def _before(slope: Tensor, weight: Tensor) -> Tensor:
+    """Slope [T, S, in] by what entered a layer."""
+    return outer(slope, weight) if weight.dim() == 3 else torch.matmul(slope, weight.mT)

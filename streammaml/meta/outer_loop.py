@@ -27,7 +27,7 @@ from torch import Tensor
 from streammaml.initialization import Initialization
 from streammaml.meta.episodes import Episodes
 from streammaml.meta.inner_loop import InnerLoop, adapt
-from streammaml.meta.losses import Loss, loss
+from streammaml.meta.losses import Loss, Objective
 from streammaml.meta.modules import network_of
 from streammaml.meta.networks import MLP, Network, Parameters
 from streammaml.meta.optimizer import advance
@@ -224,7 +224,7 @@ def _without_body(
 def _query_loss(parameters: Parameters, episodes: Episodes, loop: InnerLoop) -> Tensor:
     """Loss [T] on the query sets; unstacked parameters are one network for all tasks."""
     outputs = loop.network.apply(parameters, episodes.query.inputs)
-    return loss(outputs, episodes.query, loop.loss)
+    return Objective(episodes.query, loop.loss).loss(outputs)
 
 
 def _towards_fast_weights(

@@ -11,6 +11,7 @@ from streammaml.meta.networks import MLP, split, stack
 from tests.meta.build import (
     CLASSES,
     REGRESSION,
+    gradient_of,
     make_examples,
     make_parameters,
     make_spec,
@@ -70,7 +71,7 @@ def test_the_stacked_gradient_is_the_one_of_vmap_and_grad(
 
     expected = vmap(grad(textbook_loss))(stacked, *examples[:3])
 
-    actual = MLP.gradient(stacked, examples, list(stacked))
+    actual = gradient_of(stacked, examples)
     assert list(actual) == list(stacked)
     for name in stacked:
         torch.testing.assert_close(actual[name], expected[name], atol=1e-6, rtol=1e-5)
