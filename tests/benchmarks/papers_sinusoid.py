@@ -23,7 +23,7 @@ from streammaml.events import Floats, Task
 from streammaml.initialization import Initialization, Spec, draw
 from streammaml.meta.episodes import Episodes
 from streammaml.meta.feature_nets import ridge
-from streammaml.meta.losses import Examples, Loss, loss
+from streammaml.meta.losses import Examples, Loss, Objective
 from streammaml.meta.networks import MLP, Parameters, split
 from streammaml.meta.optimizer import advance, begin
 from streammaml.meta.outer_loop import OuterSettings, Rule, refine, task_losses
@@ -140,7 +140,7 @@ def ridge_losses(vector: Tensor, spec: Spec, episodes: Episodes) -> Tensor:
         _features(parameters, query.inputs),
         support,
     )
-    return loss(heads.adapted, query, Loss.MSE)
+    return Objective(query, Loss.MSE).loss(heads.adapted)
 
 
 def _features(parameters: Parameters, inputs: Tensor) -> Tensor:
