@@ -14,19 +14,22 @@ NORMAL_95 = 1.96
 
 
 class Score(NamedTuple):
-    """Of one row: the mean over fresh test tasks, half of its 95 % interval, and their number."""
+    """Of one row."""
 
     mean: float
     ci95: float
+    """Half of the mean's 95 % interval over the fresh test tasks."""
     tasks: int
+    steps: int
+    """Outer steps of the training."""
+    train_s: float
 
 
-def score_of(values: Tensor) -> Score:
+def score_of(values: Tensor, steps: int, train_s: float) -> Score:
     """From one number for each task; not finite where one of them is not."""
-    each = values.numpy().astype(np.float64)
-    return Score(
-        float(each.mean()), NORMAL_95 * float(each.std()) / math.sqrt(len(each)), len(each)
-    )
+    each = values.detach().numpy().astype(np.float64)
+    half = NORMAL_95 * float(each.std()) / math.sqrt(len(each))
+    return Score(float(each.mean()), half, len(each), steps, train_s)
 
 
 def cosine(learning_rate: float, share: float) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +109,11 @@ def measure(name: str, given: argparse.Namespace) -> Score:
 
 def row_of(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """The issue's form; prints the row."""
-    started, paper = time.monotonic(), PAPERS[name]
-    score = measure(name, given)
+    paper, score = PAPERS[name], measure(name, given)
     verdict = paper.verdict(score.mean)
     print(
         f"{name:26} {score.mean:6.3f} ± {score.ci95:.3f}  {paper.wanted():12} {verdict:12}"
-        f"{paper.published}",
+        f"{score.steps:7,} {score.train_s:6.0f} s  {paper.published}",
         flush=True,
     )
     return {
@@ -126,7 +124,8 @@ def row_of(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "published": paper.published,
         "tasks": score.tasks,
         "seed": SEED,
-        "seconds": round(time.monotonic() - started, 1),
+        "steps": score.steps,
+        "train_s": round(score.train_s, 1),
     }
 
 
@@ -144,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if OMNIGLOT in names and not given.omniglot.exists():
         print(f"{OMNIGLOT}: skipped, {given.omniglot} is not there", file=sys.stderr)
         names.remove(OMNIGLOT)
-    print(f"{'row':26} {'ours':>6} ± 95 %   {'target':25}published")
+    print(f"{'row':26} {'ours':>6} ± 95 %  {'target':25}{'steps':>7} {'training':>8}  published")
     out: dict[str, dict[str, Any]] = {}
     for name in names:
         out[name] = row_of(name, given)

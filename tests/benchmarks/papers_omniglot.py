@@ -88,8 +88,8 @@ def run(images: Path, seconds: float, seed: int, tasks: int) -> Score:
     drawings = read(images)
     generator = np.random.default_rng(seed)
     trained = train(first_of(seed), drawings.train, seconds, generator)
-    print(f"omniglot: {trained.steps} outer steps in {trained.seconds:.0f} s", flush=True)
-    return score_of(accuracies(trained.initialization, drawings.test, generator, tasks))
+    found = accuracies(trained.initialization, drawings.test, generator, tasks)
+    return score_of(found, trained.steps, trained.seconds)
 
 
 def read(file: Path) -> Drawings:
@@ -105,7 +105,7 @@ def read(file: Path) -> Drawings:
 
 
 def first_of(seed: int) -> Initialization:
-    """Convolutions as torch draws them; the last layer starts at 0."""
+    """As torch draws the layers, with equal rates."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make_network(NETWORK, PIXELS, WAYS)

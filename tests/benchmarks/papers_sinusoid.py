@@ -12,6 +12,8 @@ References:
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,26 +65,27 @@ class Method:
 
 def run(method: Method, seed: int, tasks: int, iterations: int | None = None) -> Score:
     """Train from ``seed`` and judge on ``tasks`` fresh tasks."""
-    generator = np.random.default_rng(seed)
+    generator, started = np.random.default_rng(seed), time.monotonic()
     count = ITERATIONS[method.hidden] if iterations is None else iterations
-    first = first_of(method, seed)
+    losses_of = trained(method, first_of(method, seed), generator, count)
+    train_s = time.monotonic() - started
     sizes = [min(TEST_CHUNK, tasks - done) for done in range(0, tasks, TEST_CHUNK)]
+    judged = [losses_of(sample(generator, size, method.shots, test=True)) for size in sizes]
+    return score_of(torch.cat(judged), count, train_s)
+
+
+def trained(
+    method: Method, first: Initialization, generator: np.random.Generator, iterations: int
+) -> Callable[[Episodes], Tensor]:
+    """What gives the squared error [T] of the trained method on each episode."""
     if method.rule is None:
-        vector = train_ridge(first, method.shots, generator, count)
-        judged = [
-            ridge_losses(vector, first.spec, sample(generator, size, method.shots, test=True))
-            for size in sizes
-        ]
-        return score_of(torch.cat(judged).detach())
+        vector = train_ridge(first, method.shots, generator, iterations)
+        return lambda episodes: ridge_losses(vector, first.spec, episodes)
     settings = replace(SETTINGS, rule=method.rule, learn_rates=method.learn_rates)
-    trained, _ = refine(first, lambda: sample(generator, META_BATCH, method.shots), count, settings)
-    judged = [
-        task_losses(
-            trained, sample(generator, size, method.shots, test=True), math.inf, Loss.MSE
-        ).adapted
-        for size in sizes
-    ]
-    return score_of(torch.cat(judged))
+    found, _ = refine(
+        first, lambda: sample(generator, META_BATCH, method.shots), iterations, settings
+    )
+    return lambda episodes: task_losses(found, episodes, math.inf, Loss.MSE).adapted
 
 
 def first_of(method: Method, seed: int) -> Initialization:
