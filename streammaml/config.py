@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from streammaml.errors import ConfigError
-from streammaml.events import Label, Task
+from streammaml.events import Label, Task, canonical
 from streammaml.initialization import Spec
 
 ENVIRONMENT_PREFIX = "STREAMMAML_"
@@ -45,15 +45,6 @@ class _Part(BaseModel):
         validate_default=True,
         hide_input_in_errors=True,  # a password under a misspelt key must reach no traceback
     )
-
-
-def canonical(value: Label) -> str:
-    """One text for each class or category, however JSON wrote it: 3, 3.0 and "3" are the same."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
 
 
 BUILT_IN = ("mlp", "linear")
@@ -460,6 +451,10 @@ def parameters_of(path: str, inputs: int, outputs: int) -> tuple[tuple[str, tupl
     except AttributeError as error:
         raise ConfigError(
             f"learner.network: {path} gives a {type(module).__name__}, no torch.nn.Module"
+        ) from error
+    except RuntimeError as error:  # of a parameter without a shape
+        raise ConfigError(
+            f"learner.network: {path} gives a module with lazy parts: name their sizes"
         ) from error
     if not found:
         raise ConfigError(f"learner.network: {path} gives a module without parameters")

@@ -33,7 +33,8 @@ from streammaml.learner.kernels.compiler import is_cached
 from streammaml.meta_trainer import Past, train
 from streammaml.observers import Watch, watched
 from streammaml.partition import Played
-from streammaml.worker import Kept, Observer, TransactionResult, Worker
+from streammaml.reporting import Kept, LoadResult, Observer, TransactionResult
+from streammaml.worker import Worker
 
 CONTEXTS = 100
 PAST_EACH = 300
@@ -79,6 +80,7 @@ class Score:
     def lag(self, lag: dict[Partition, int]) -> None: ...
     def barrier(self, result: TransactionResult, seconds: float, size: int) -> None: ...
     def kept(self, kept: Kept) -> None: ...
+    def initialization(self, result: LoadResult, version: int) -> None: ...
 
     def summary(self, stream: Stream) -> dict[str, Any]:
         """Mean losses over what was played, and over the 50 events from each drift on.

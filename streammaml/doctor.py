@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import socket
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streammaml.backends.kafka import ClusterReport, TopicAdmin
-from streammaml.config import Config, spec_of
+from streammaml.config import BUILT_IN, Config, spec_of
 from streammaml.errors import StreamMAMLError
 from streammaml.learner import detectors
 from streammaml.learner.kernels.compiler import FOLDER, is_cached
-from streammaml.starts import load_start
+from streammaml.starts import load_network, load_start
 
 SAFE_BARRIERS = 10
 """Retention must hold the events of so many barriers: a late one must not be a loss."""
@@ -54,9 +55,28 @@ def _model(config: Config) -> Iterator[Finding]:
         cure = "none: `streammaml config init --from-sample FILE` proposes them"
         yield Finding("features", False, cure)
         return  # no network without inputs, and no initialization
-    sizes = "-".join(map(str, spec_of(config).sizes))
-    yield Finding("features", True, f"{len(config.features)} features, network {sizes}")
+    count = f"{len(config.features)} features"
+    if config.learner.network in BUILT_IN:
+        sizes = "-".join(map(str, spec_of(config).sizes))
+        yield Finding("features", True, f"{count}, network {sizes}")
+    else:
+        yield Finding("features", True, count)
+        network = _attempt("network", lambda: _network(config))
+        yield network
+        if not network.ok:
+            return  # nothing can be said of its initialization
     yield _attempt("initialization", lambda: _initialization(config))
+
+
+def _network(config: Config) -> str:
+    """Of a network of the user's own, made and tried."""
+    spec = spec_of(config)
+    load_network(config)
+    numbers = sum(math.prod(shape) for _, shape in spec.parameters)
+    return (
+        f"{spec.network}: {spec.sizes[0]} inputs, {spec.outputs} outputs, {numbers} parameters in "
+        f"{len(spec.parameters)} tensors; through torch, slower than a compiled one"
+    )
 
 
 def _detector(config: Config) -> str:

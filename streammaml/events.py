@@ -31,6 +31,15 @@ NO_TIMES: Floats = np.zeros(0)
 """Stand for what a batch was not given."""
 
 
+def canonical(value: Label) -> str:
+    """One text for each class or category, however JSON wrote it: 3, 3.0 and "3" are the same."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
 class Task(StrEnum):
     CLASSIFICATION = "classification"
     REGRESSION = "regression"

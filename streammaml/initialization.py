@@ -19,8 +19,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,12 +28,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from streammaml.errors import InitializationError, MisfitError, NonFiniteError
-from streammaml.events import Float32s, Label, Task
+from streammaml.events import Float32s, Label, Task, canonical
 
 MAX_BYTES = 256 * 1024 * 1024
 HIDDEN = 64
 FEATURE_WIDTHS = {"f": 64, "g": 16}
 """Of the feature nets: the numbers that the second layer gives."""
+
+# Of a number beyond 64 bits, of infinity for a whole one, of brackets nested without end, too.
+_MALFORMED = (
+    *(SafetensorError, LookupError, ValueError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +139,12 @@ class Initialization:
             if not np.isfinite(tensor).all():
                 raise NonFiniteError(f"tensor {name} holds a value that is not finite")
 
+        if not _are_classes(self.classes, self.spec.outputs):
+            raise InitializationError(
+                f"its classes {self.classes!r:.80} are not labels of at most {self.spec.outputs} "
+                "different classes"
+            )
+
     def theta(self) -> Float32s:
         """All weights and biases as one flat vector [P], in the order of ``Spec.shapes``."""
         return np.concatenate([self.tensors[name].ravel() for name in self.spec.shapes()])
@@ -141,7 +153,12 @@ class Initialization:
 def draw(
     spec: Spec, seed: int, rate: float = 0.1, classes: tuple[Label, ...] = ()
 ) -> Initialization:
-    """Version 0: He-normal weights, the last layer scaled by .3, biases 0; equal on all workers."""
+    """Version 0: He-normal weights, the last layer scaled by .3, biases 0; equal on all workers.
+
+    InitializationError of a custom network, whose factory draws (``starts.version_zero``).
+    """
+    if spec.network:
+        raise InitializationError(f"the factory of {spec.network} draws its version 0 itself")
     rng = np.random.default_rng(seed)
     tensors: dict[str, Float32s] = {}
     for name, shape in spec.shapes().items():
@@ -197,7 +214,7 @@ def decode(payload: bytes) -> Initialization:
             classes=tuple(header["classes"]),
             notes={str(k): str(v) for k, v in header["notes"].items()},
         )
-    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise InitializationError(f"not an initialization: {error}") from error
 
 
@@ -220,6 +237,57 @@ def check_fits(initialization: Initialization, spec: Spec) -> None:
         f"the initialization does not fit the configuration: {difference}; "
         "train one with `streammaml outer --from FILE --once` under this configuration"
     )
+
+
+def arranged(initialization: Initialization, classes: Sequence[Label]) -> Initialization:
+    """The same network with the outputs in the order of ``classes``, at most as many as it has.
+
+    Where both know a class, its numbers come with it. All other slots take what is left over in
+    its order, first what was trained for no class. Not for a custom network.
+    """
+    own = [canonical(label) for label in initialization.classes]
+    slots = initialization.spec.outputs
+    if not own:
+        return initialization
+    slot_of = {name: slot for slot, name in enumerate(own)}
+    places = [slot_of.get(canonical(label)) for label in classes]
+    places += [None] * (slots - len(places))
+    left = iter([k for k in (*range(len(own), slots), *range(len(own))) if k not in places])
+    order = [next(left) if place is None else place for place in places]
+    if order == list(range(slots)):
+        return replace(initialization, classes=tuple(classes))
+    last = f"{initialization.spec.layers - 1}"
+    tensors = {
+        name: np.ascontiguousarray(tensor[..., order])
+        if name in (f"{last}.weight", f"{last}.bias", "f/head", "g/head")
+        else tensor
+        for name, tensor in initialization.tensors.items()
+    }
+    if "parameter_rates" in tensors:
+        rates = tensors["parameter_rates"]
+        outer = rates[: -(math.prod(initialization.spec.sizes[-2:]) + slots)]
+        inner = rates[len(outer) :].reshape(-1, slots)  # the last bias stands behind its weight
+        tensors["parameter_rates"] = np.concatenate([outer, inner[:, order].ravel()])
+    return replace(initialization, tensors=tensors, classes=tuple(classes))
+
+
+def norms(initialization: Initialization) -> dict[str, float]:
+    """Euclidean norm of each group of tensors: ``network`` θ, ``rates``, and those it may have."""
+    own = initialization.spec.shapes()
+    squares: dict[str, float] = {}
+    for name, tensor in initialization.tensors.items():
+        group = "network" if name in own else group_of(name)
+        wide = tensor.ravel().astype(np.float64)
+        squares[group] = squares.get(group, 0.0) + float(wide @ wide)
+    return {group: math.sqrt(total) for group, total in squares.items()}
+
+
+def _are_classes(found: Sequence[object], most: int) -> bool:
+    """Whether these, which may come from anywhere, can be the classes by slot."""
+    labels = [
+        c for c in found if isinstance(c, str | int) or (type(c) is float and math.isfinite(c))
+    ]
+    return len({canonical(label) for label in labels}) == len(found) <= most
 
 
 def _metadata(payload: bytes) -> dict[str, str]:

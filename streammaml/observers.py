@@ -18,7 +18,8 @@ from streammaml.config import Config
 from streammaml.inspection.running import find_context, list_contexts
 from streammaml.partition import Played
 from streammaml.query import Query
-from streammaml.worker import Kept, TransactionResult, Worker
+from streammaml.reporting import Kept, LoadResult, TransactionResult
+from streammaml.worker import Worker
 
 ASK_LIMIT_S = 5.0
 """A busy loop turns every two seconds."""
@@ -71,6 +72,8 @@ class Watch:
             metrics.rejected(reason, count)
         if played.unknown_categories:
             metrics.unknown_categories(played.unknown_categories)
+        for result, count in played.episodes.items():
+            metrics.episodes(result, count)
         metrics.observe(played.batch, played.decisions, now_s)
         times = [timestamp_s(event) for event in played.events]
         metrics.event_times(np.array([math.nan if t is None else t for t in times]), now_s)
@@ -97,6 +100,10 @@ class Watch:
         self.metrics.state_bytes("buffers", kept.buffer_bytes)
         self.metrics.state_bytes("disk", kept.disk_bytes)
         self._board.contexts(kept.in_memory)
+
+    def initialization(self, result: LoadResult, version: int) -> None:
+        self.metrics.init_loaded(result)
+        self.metrics.init_version(version)
 
 
 def watched(config: Config) -> tuple[Watch, WebServer]:

@@ -6,18 +6,24 @@ done is returned as a value; publishing and counting are the worker's.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from streammaml.backends.codec import EventDecoder, OutputEncoder, timestamp_s
 from streammaml.backends.ports import Message, Partition, Record
+from streammaml.backends.wire_episodes import encode_episode
 from streammaml.config import Config
-from streammaml.events import Batch, Decisions, Event
+from streammaml.events import Batch, Decisions, Episode, Event
 from streammaml.learner import Learner
 from streammaml.learner.schema import Rejected
+
+EpisodeResult = Literal["emitted", "dropped", "oversize"]
+BURST_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +39,30 @@ class Played:
     rejected: list[Rejected]
     unknown_categories: int
     messages: list[Message]
+    episodes: dict[EpisodeResult, int]
+    """What became of the windows that the batch completed."""
     live: bool
     """False: published before, and only learnt again."""
     limit_exceeded: bool
     """Too many of the latest records are bad; ``next_offset`` is right after the last one."""
+
+
+class EpisodeBudget:
+    """Lets at most so many episodes a second through, after a burst of a few seconds' worth."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._left = self._most = max(1.0, BURST_S * per_second)
+        self._at = time.monotonic()
+
+    def take(self, wanted: int) -> int:
+        """How many of ``wanted`` may go now."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        taken = min(wanted, int(self._left))
+        self._left -= taken
+        return taken
 
 
 class RejectionLimit:
@@ -71,8 +97,11 @@ class PartitionPlayer:
         learner: Learner,
         limit: RejectionLimit,
         publish: bool = True,
+        budget: EpisodeBudget | None = None,
     ) -> None:
         self._publish = publish
+        self._config = config
+        self._budget = budget
         self._repeats = config.worker.delivery == "at_least_once"
         self._timed = config.state.ttl_s > 0
         self._horizon_s = config.state.clock_horizon_s
@@ -113,6 +142,13 @@ class PartitionPlayer:
         own = [events[i] for i in kept]
         kept = [places[i] for i in kept]
         decisions = self.learner.step(batch)
+        windows, overflown = self.learner.episodes(self._partition.index)
+        messages: list[Message] = []
+        episodes: dict[EpisodeResult, int] = {}
+        if live and self._publish:
+            messages = self._messages(records, kept, own, batch, decisions, rejected)
+            sent, episodes = self._episodes(windows, overflown)
+            messages += sent
         return Played(
             partition=self._partition,
             next_offset=records[end - 1].offset + 1,
@@ -122,9 +158,8 @@ class PartitionPlayer:
             decisions=decisions,
             rejected=rejected,
             unknown_categories=collated.unknown_categories,
-            messages=self._messages(records, kept, own, batch, decisions, rejected)
-            if live and self._publish
-            else [],
+            messages=messages,
+            episodes=episodes,
             live=live,
             limit_exceeded=end < len(records) or self._exceeded,
         )
@@ -179,6 +214,23 @@ class PartitionPlayer:
                 return done
         self._limit.add_good(records - done)
         return records
+
+    def _episodes(
+        self, windows: Sequence[Episode], overflown: int
+    ) -> tuple[list[Message], dict[EpisodeResult, int]]:
+        """Those that the budget lets through, as messages."""
+        if self._budget is None:
+            return [], {}
+        allowed = self._budget.take(len(windows))
+        found = [encode_episode(window, self._config) for window in windows[:allowed]]
+        sent = [message for message in found if message is not None]
+        dropped = overflown + len(windows) - allowed
+        counts: dict[EpisodeResult, int] = {
+            "emitted": len(sent),
+            "dropped": dropped,
+            "oversize": len(found) - len(sent),
+        }
+        return sent, counts
 
     def _messages(
         self,

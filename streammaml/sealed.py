@@ -12,7 +12,9 @@ import zlib
 
 from streammaml.errors import DamagedError, IncompatibleError
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)
+"""The formats that are read: where a value's form changed, its reader tells them apart."""
 FINGERPRINT_BYTES = 8
 OVERHEAD_BYTES = 16
 _HEAD = struct.Struct("<2sH8s")
@@ -42,10 +44,11 @@ def unseal_any(key: bytes, sealed: bytes) -> tuple[bytes, memoryview]:
     if not is_whole(key, sealed):
         raise DamagedError(f"the stored value of {key!r:.80} is damaged")
     _, version, owner = _HEAD.unpack_from(sealed)
-    if version != FORMAT:
+    if version not in READ:
         raise IncompatibleError(
-            f"the stored state has format {version}, this release reads format {FORMAT}: run the "
-            "release that wrote it, or start anew with another topic (--set topics.state=…)"
+            f"the stored state has format {version}, this release reads formats {READ[0]} to "
+            f"{READ[-1]}: run the release that wrote it, or start anew with another topic "
+            "(--set topics.state=…)"
         )
     return owner, memoryview(sealed)[_HEAD.size : -_CRC.size]
 

@@ -19,8 +19,9 @@ from streammaml.config import Config
 from streammaml.errors import UnavailableError
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.learner.kernels.callbacks import Network
 from streammaml.learner.snapshot import DETECTOR, INITIALIZATION, LIGHT, WEIGHTS, is_expired
-from streammaml.partition import PartitionPlayer, Played, RejectionLimit
+from streammaml.partition import EpisodeBudget, PartitionPlayer, Played, RejectionLimit
 from streammaml.recovery import (
     BARRIER_KEY,
     Barrier,
@@ -45,9 +46,9 @@ def _place(item: tuple[bytes, bytes | None]) -> int:
     """
     key, value = item
     if key == BARRIER_KEY:
-        return 5
+        return 6
     if key.startswith(INITIALIZATION):
-        return 0
+        return 0 if value is not None else 5
     if key.startswith((WEIGHTS, DETECTOR)):
         return 1 if value is not None else 3
     return 2 if key.startswith(LIGHT) else 4
@@ -56,7 +57,9 @@ def _place(item: tuple[bytes, bytes | None]) -> int:
 class Tenure:
     """The learner of one partition with all that makes it durable.
 
-    Without ``state`` (``state.enabled = false``) it starts at the committed offset with nothing.
+    A partition without a past begins with ``initialization``. One with a past goes on with its own,
+    and takes this one over with its first live event unless it is not ``settled`` yet. Without
+    ``state`` (``state.enabled = false``) it starts at the committed offset with nothing.
     """
 
     def __init__(
@@ -68,13 +71,19 @@ class Tenure:
         limit: RejectionLimit,
         publish: bool = True,
         state: StateLog | None = None,
+        budget: EpisodeBudget | None = None,
+        settled: bool = True,
+        network: Network | None = None,
     ) -> None:
         self.partition = partition
         self.standing = standing
         self._config = config
         self._initialization = initialization
+        self._settled = settled
+        self._network = network
         self._limit = limit
         self._publish = publish
+        self._budget = budget
         self._began = time.monotonic()
         self._player: PartitionPlayer | None = None
         self._plan = Plan(0, 0)
@@ -116,6 +125,12 @@ class Tenure:
     @property
     def live_from(self) -> int:
         return self._plan.live_from
+
+    def use(self, initialization: Initialization) -> None:
+        """Serve this one from the next live event on; all that was played must be committed."""
+        self._initialization, self._settled = initialization, True
+        if self._live:
+            self._swap()
 
     def arrive(self) -> None:
         """All records below ``live_from`` are played."""
@@ -316,13 +331,14 @@ class Tenure:
             )
             self._reader.close()
             self._reader = None
-        learner = Learner(config, self._initialization, store)
+        learner = Learner(config, self._initialization, store, self._network)
         value = None if store is None else store.get(BARRIER_KEY)
         if store is not None and value is not None:
             self._barrier = read_barrier(value)
             check_owner(config, self._barrier)
             learner.restore(store.own())
-            learner.check_version(self._initialization)
+            if self._settled:
+                learner.check_version(self._initialization)
             self._forced = False
         self._plan = plan(self.partition, self.standing, self._barrier, config)
         if self._barrier is not None and self._plan.start != self._barrier.offset:
@@ -331,19 +347,31 @@ class Tenure:
         self._barrier_offset = -1 if self._forced else self._next
         share = self.partition.index / max(1, self.standing.partitions)
         self._barrier_at = time.monotonic() - share * config.state.barrier_interval_s
-        self._player = PartitionPlayer(self.partition, config, learner, self._limit, self._publish)
+        self._player = PartitionPlayer(
+            self.partition, config, learner, self._limit, self._publish, self._budget
+        )
         if self._plan.live_from > self._plan.start:
             log.info("replaying", partition=self.partition.index, **self._plan._asdict())
 
     def _go_live(self) -> None:
-        """The replay is over. Another initialization than the state's takes effect here."""
-        assert self._player is not None
+        """The replay is over. Another initialization than the state's may take effect here."""
         self._live = True
+        if self._settled:
+            self._swap()
+
+    def _swap(self) -> None:
+        assert self._player is not None
         learner = self._player.learner
         if not learner.same_initialization(self._initialization):
             before = learner.version
             learner.swap(self._initialization)
-            log.info("swapped", before=before, now=learner.version)
+            log.info(
+                "swapped",
+                partition=self.partition.index,
+                offset=self._next,
+                before=before,
+                now=learner.version,
+            )
             self._forced = True  # or a replay across this offset would not know of it
 
     def _sweep(self, spilled: Mapping[bytes, bytes | None]) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -25,6 +25,7 @@ from streammaml.backends.ports import (
     Record,
 )
 from streammaml.config import Config
+from streammaml.disk import DiskWatch
 from streammaml.errors import (
     BackendError,
     DamagedError,
@@ -35,11 +36,15 @@ from streammaml.errors import (
     UnavailableError,
     UnreadableError,
 )
+from streammaml.following import Follower
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.learner.kernels.callbacks import Network
 from streammaml.mailbox import Mailbox
-from streammaml.partition import Played, RejectionLimit
+from streammaml.partition import EpisodeBudget, Played, RejectionLimit
+from streammaml.patience import Patience
 from streammaml.recovery import check_partitions
+from streammaml.reporting import Kept, Observer, Reporter, TransactionResult
 from streammaml.tenure import Tenure
 
 POLL_S = 0.1
@@ -53,64 +58,14 @@ UNREADABLE_TRIES = 3
 DISK_CHECK_S = 5.0
 CHECK_EVERY_S = 5.0
 LAG_EVERY_S = 1.0
-FIRST_BACKOFF_S = 0.5
-LAST_BACKOFF_S = 10.0
+FOLLOW_EVERY_S = 1.0
+TAIL_LIMIT_S = 10.0
 FENCED_AGAIN_S = 60.0
 
 log = structlog.get_logger(__name__)
 
-TransactionResult = Literal["committed", "aborted", "fenced"]
 Connect = Callable[[OnRebalance], Clients]
 _T = TypeVar("_T")
-
-
-class Observer(Protocol):
-    """Who wants to know what the worker does: metrics, the live page, the demo's score."""
-
-    def state(self, name: str) -> None: ...
-    def played(self, played: Played, now_s: float) -> None: ...
-    def rebalanced(self, change: Rebalance, left: int) -> None:
-        """``left`` contexts went out of memory with their partitions."""
-        ...
-
-    def committed(self, result: TransactionResult, now_s: float) -> None: ...
-    def barrier(self, result: TransactionResult, seconds: float, size: int) -> None: ...
-    def lag(self, lag: dict[Partition, int]) -> None: ...
-    def kept(self, kept: Kept) -> None: ...
-
-
-class Kept(NamedTuple):
-    """What the worker holds for its contexts."""
-
-    in_memory: int
-    on_disk: int
-    parameter_bytes: int
-    buffer_bytes: int
-    disk_bytes: int
-
-
-class Patience:
-    """When to try again after a failure, and when to give up."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._failing_since: float | None = None
-        self._backoff_s = FIRST_BACKOFF_S
-
-    def heard(self) -> None:
-        """The broker has carried something out."""
-        self._failing_since, self._backoff_s = None, FIRST_BACKOFF_S
-
-    def failed(self, now: float) -> float | None:
-        """Seconds until the next try, the last of which is made at the limit; None: give up."""
-        if self._failing_since is None:
-            self._failing_since = now
-        left_s = self._failing_since + self._limit_s - now
-        if left_s <= 0:
-            return None
-        wait_s = min(self._backoff_s, left_s)
-        self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
-        return wait_s
 
 
 class Worker:
@@ -127,21 +82,26 @@ class Worker:
         observers: Sequence[Observer] = (),
         publish: bool = True,
         beat: Callable[[], None] = lambda: None,
+        network: Network | None = None,
     ) -> None:
         self._config = config
-        self._initialization = initialization
+        self._network = network
         self._connect = connect
-        self._observers = tuple(observers)
+        self._tell = Reporter(observers)
+        self._follower = Follower(config, initialization, self._tell)
+        episodes = config.episodes
+        self._budget = EpisodeBudget(episodes.per_second) if episodes.enabled else None
         self._publish = publish
         self._beat = beat
         self._tenures: dict[Partition, Tenure] = {}
         self._offsets: dict[Partition, int] = {}
         self._pending: deque[tuple[Partition, Sequence[Record]]] = deque()
         self._paused = False
-        self._disk_full = False
+        self._disk = DiskWatch(config.state)
         self._uncommitted = 0
         self._pace_s = 0.0  # of one record, lately
         self._committed_at = self._checked_at = self._lag_at = time.monotonic()
+        self._followed_at = 0.0
         self._disk_at = 0.0
         self._lost = False
         self._rejoined = False  # since connected
@@ -209,14 +169,15 @@ class Worker:
             except BaseException:
                 self._fail()
                 raise
-        self._tell_state("draining")
+        self._tell.state("draining")
         self.close()
 
     def open(self) -> None:
         """Connect, if not connected."""
         if self._clients is None:
-            self._tell_state("starting")
+            self._tell.state("starting")
             self._clients = self._connect(self._on_rebalance)
+            self._read_initializations()
             self._checked_at = time.monotonic()
             log.info("connected", topic=self._config.topics.events)
 
@@ -229,9 +190,9 @@ class Worker:
         self.loop_at = time.monotonic()
         self._beat()
         self._mailbox.serve()
-        restoring = not self._disk_full and self._restore()
-        self._hold(bool(self._pending) or self._disk_full)
-        busy = restoring or (self._pending and not self._disk_full)
+        restoring = not self._disk.is_full and self._restore()
+        self._hold(bool(self._pending) or self._disk.is_full)
+        busy = restoring or (self._pending and not self._disk.is_full)
         self._poll(0.0 if busy else timeout_s)
         count = self._play_pending(time.monotonic() + BUSY_S)
         self._arrive()
@@ -243,6 +204,8 @@ class Worker:
             self._checked_at = now
         if self._due(now):
             self.commit()
+        if now - self._followed_at > FOLLOW_EVERY_S:
+            self._follow(now)
         if now - self._lag_at > LAG_EVERY_S:
             self._report(now)
         return count
@@ -270,20 +233,20 @@ class Worker:
             positions = sink.commit(self._offsets, source.member(), barrier, self._stop)
         except BackendError as error:
             result: TransactionResult = "fenced" if isinstance(error, FencedError) else "aborted"
-            self._tell_committed(result)
+            self._tell.committed(result)
             if due:
-                self._tell_barrier(result, started, barrier)
+                self._tell.barrier(result, time.monotonic() - started, barrier)
             raise
         self._offsets = {}
         self._uncommitted = 0
         self._patience.heard()
-        self._tell_committed("committed")
+        self._tell.committed("committed")
         for partition, tenure in due.items():
             tenure.barrier_committed(
                 positions[Partition(self._config.topics.state, partition.index)]
             )
         if due:
-            self._tell_barrier("committed", started, barrier)
+            self._tell.barrier("committed", time.monotonic() - started, barrier)
 
     def close(self) -> None:
         """Commit with all state, leave the group, close the clients."""
@@ -292,6 +255,45 @@ class Worker:
         except BackendError as error:
             log.warning("last_commit_failed", error=str(error))
         self._drop()
+
+    def _read_initializations(self) -> None:
+        """All that is published, before the first partition begins."""
+        assert self._clients is not None
+        tail = self._clients.initializations
+        deadline = time.monotonic() + TAIL_LIMIT_S
+        while tail is not None:
+            self._follower.read(tail, POLL_S, time.monotonic())
+            if tail.caught_up or self._stop.is_set():
+                return
+            if time.monotonic() > deadline:
+                topic = self._config.topics.initializations
+                raise UnavailableError(f"topic {topic!r} could not be read in {TAIL_LIMIT_S:g} s")
+            self._beat()
+
+    def _follow(self, now: float) -> None:
+        """Take over what was published, once it has proved itself on the own windows.
+
+        Between two commits: so each event's version follows from offsets that were committed.
+        """
+        assert self._clients is not None
+        self._followed_at = now
+        tail = self._clients.initializations
+        if tail is None:
+            return
+        self._follower.read(tail, 0.0, now)
+        candidate = self._follower.candidate
+        if candidate is None or self.is_restoring or not self._tenures:
+            return
+        others = [
+            learner
+            for learner in self.learners.values()
+            if not learner.same_initialization(candidate.initialization)
+        ]
+        fresh = self._follower.decide(others, now)
+        if fresh is not None:
+            self.commit()
+            for tenure in self._tenures.values():
+                tenure.use(fresh)
 
     def _arrive(self) -> None:
         """Say of each replay that is over that it is; only holes may be left below its end."""
@@ -303,7 +305,7 @@ class Worker:
             if not waiting and self._clients.source.position(partition) >= tenure.live_from:
                 tenure.arrive()
                 if not self.is_restoring:
-                    self._tell_state("ready")
+                    self._tell.state("ready")
 
     def _restore(self) -> bool:
         """Carry restorations on for a while; say whether any was under way."""
@@ -361,7 +363,7 @@ class Worker:
     def _play_pending(self, deadline: float) -> int:
         """Play what was polled, in slices that a slow learner cannot hold the loop with."""
         count = 0
-        while self._pending and not self._disk_full:
+        while self._pending and not self._disk.is_full:
             partition, records = self._pending.popleft()
             now = time.monotonic()
             left_s = deadline - now
@@ -388,9 +390,7 @@ class Worker:
             self._offsets[partition] = tenure.commit_offset
             self._uncommitted += played.records
             count += played.records
-            now_s = time.time()
-            for observer in self._observers:
-                observer.played(played, now_s)
+            self._tell.played(played)
             if not played.live:
                 continue
             if played.rejected:
@@ -419,7 +419,7 @@ class Worker:
         return wait_s
 
     def _fail(self) -> None:
-        self._tell_state("failed")
+        self._tell.state("failed")
         self._drop()
 
     def _note_unreadable(self, error: UnreadableError) -> None:
@@ -507,9 +507,7 @@ class Worker:
             sum(learner.buffer_bytes for learner in learners),
             sum(tenure.disk_bytes for tenure in self._tenures.values()),
         )
-        for observer in self._observers:
-            observer.lag(lag)
-            observer.kept(kept)
+        self._tell.holds(lag, kept)
         before = self._partitions
         self._partitions = source.partitions() or before  # 0 while the client has lost sight of it
         if before and before != self._partitions:
@@ -517,25 +515,7 @@ class Worker:
             source.rejoin()
         if now - self._disk_at > DISK_CHECK_S:
             self._disk_at = now
-            self._check_disk()
-
-    def _check_disk(self) -> None:
-        """Stop to consume before the disk is full; go on when there is room again."""
-        state = self._config.state
-        free = [t.free_bytes for t in self._tenures.values()]
-        least = min((size for size in free if size is not None), default=None)
-        full = least is not None and least < state.min_free_mb * 1e6
-        if full and not self._disk_full:
-            log.error(
-                "disk_full",
-                directory=state.directory,
-                free_mb=round((least or 0) / 1e6),
-                min_free_mb=state.min_free_mb,
-                effect="no event is read until there is room",
-            )
-        elif self._disk_full and not full:
-            log.info("disk_has_room", directory=state.directory)
-        self._disk_full = full
+            self._disk.look(t.free_bytes for t in self._tenures.values())
 
     def _on_rebalance(self, change: Rebalance) -> None:
         """Called from within poll and close, while the loop waits."""
@@ -560,10 +540,9 @@ class Worker:
             revoked=sorted(p.index for p in change.revoked),
             lost=sorted(p.index for p in change.lost),
         )
-        for observer in self._observers:
-            observer.rebalanced(change, left)
+        self._tell.rebalanced(change, left)
         if self._tenures:
-            self._tell_state("restoring" if self.is_restoring else "ready")
+            self._tell.state("restoring" if self.is_restoring else "ready")
 
     def _new_tenure(self, partition: Partition) -> Tenure:
         assert self._clients is not None
@@ -571,10 +550,13 @@ class Worker:
             partition,
             self._clients.source.standing(partition),
             self._config,
-            self._initialization,
+            self._follower.first,
             self._limit,
             self._publish,
             self._clients.state if self._config.state.enabled else None,
+            self._budget,
+            settled=self._follower.candidate is None,
+            network=self._network,
         )
 
     def _drop(self) -> None:
@@ -588,12 +570,14 @@ class Worker:
             tenure.close()
         clients, self._clients = self._clients, None
         if clients is not None:
-            for client in (clients.sink, clients.source, clients.state):
+            for client in (clients.sink, clients.source, clients.state, clients.initializations):
+                if client is None:
+                    continue
                 try:
                     client.close()  # the sink aborts what is open
                 except BackendError as error:
                     log.warning("close_failed", error=str(error))
-        self._paused = self._disk_full = False
+        self._paused = self._disk.is_full = False
         self._rejoined = False
         self._lost = False  # closing a broken source tells its partitions as lost
         self._limit = self._new_limit()
@@ -609,19 +593,3 @@ class Worker:
         return RejectionLimit(
             worker.rejected_window, worker.rejected_minimum, worker.rejected_share
         )
-
-    def _tell_state(self, name: str) -> None:
-        for observer in self._observers:
-            observer.state(name)
-
-    def _tell_committed(self, result: TransactionResult) -> None:
-        now_s = time.time()
-        for observer in self._observers:
-            observer.committed(result, now_s)
-
-    def _tell_barrier(
-        self, result: TransactionResult, started: float, messages: Sequence[Message]
-    ) -> None:
-        size = sum(len(m.key or b"") + len(m.value or b"") for m in messages)
-        for observer in self._observers:
-            observer.barrier(result, time.monotonic() - started, size)

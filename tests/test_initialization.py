@@ -13,15 +13,17 @@ from safetensors.numpy import save
 
 from streammaml.config import Config, schema_fingerprint, spec_of
 from streammaml.errors import InitializationError
-from streammaml.events import Float32s, Task
+from streammaml.events import Float32s, Label, Task
 from streammaml.initialization import (
     MAX_BYTES,
     Initialization,
     Spec,
+    arranged,
     check_fits,
     decode,
     draw,
     encode,
+    norms,
 )
 
 SPEC = Spec(task=Task.CLASSIFICATION, sizes=(6, 5, 3), steps=4, schema="s")
@@ -137,15 +139,15 @@ def test_a_missing_tensor_is_refused() -> None:
 
 
 def test_bytes_and_back_is_the_same_initialization() -> None:
-    drawn = draw(SPEC, 3, classes=("a", 3, True, 2.5))
+    drawn = draw(SPEC, 3, classes=("a", 3, True))
     original = replace(drawn, version=12, parent=11, notes={"gate": "passed, θ"})
 
     decoded = decode(encode(original))
 
     assert decoded.spec == original.spec
     assert (decoded.version, decoded.parent) == (12, 11)
-    assert decoded.classes == ("a", 3, True, 2.5)
-    assert [type(c) for c in decoded.classes] == [str, int, bool, float]
+    assert decoded.classes == ("a", 3, True)
+    assert [type(c) for c in decoded.classes] == [str, int, bool]
     assert decoded.notes == {"gate": "passed, θ"}
     for name, tensor in original.tensors.items():
         assert decoded.tensors[name].tobytes() == tensor.tobytes()
@@ -193,6 +195,11 @@ def test_a_header_written_by_hand_is_read() -> None:
         packed(steps=None),
         packed(notes=[1]),
         packed(classes=None),
+        packed(classes=["a", "b", "c", "d"]),
+        packed(classes=["3", 3]),
+        packed(classes=[None]),
+        packed(classes=[["a"]]),
+        packed(classes=[math.inf]),
     ],
 )
 def test_bytes_that_are_not_an_initialization_are_refused(payload: bytes) -> None:
@@ -231,3 +238,72 @@ def test_two_specs_with_one_fingerprint_are_equal() -> None:
     assert SPEC.fingerprint == replace(SPEC).fingerprint
     others = [{"steps": 5}, {"schema": "t"}, {"sizes": (6, 3)}, {"task": Task.REGRESSION}]
     assert len({replace(SPEC, **o).fingerprint for o in others} | {SPEC.fingerprint}) == 5  # type: ignore[arg-type]
+
+
+# --- outputs in another order, and sizes ---------------------------------------------------------
+
+
+def make_whole(classes: tuple[Label, ...], outputs: int = 4) -> Initialization:
+    """All optional tensors; every column of the outputs is filled with its slot."""
+    spec = replace(SPEC, sizes=(6, 5, outputs))
+    slots = np.arange(outputs, dtype=np.float32)
+    tensors = dict(draw(spec, 1).tensors)
+    tensors |= {k: np.ones(shape, np.float32) for k, shape in spec.optional_shapes().items()}
+    for name in ("1.weight", "1.bias", "f/head", "g/head"):
+        tensors[name] = np.zeros_like(tensors[name]) + slots
+    tensors["parameter_rates"][35:] = np.tile(slots, 6)
+    return Initialization(spec=spec, tensors=tensors, version=9, parent=3, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("own", "here", "order"),
+    [
+        (("a", "b"), ("a", "b"), [0, 1, 2, 3]),
+        (("a", "b"), ("b", "a"), [1, 0, 2, 3]),
+        (("a", 3), ("3", "z", "a"), [1, 2, 0, 3]),  # z takes one that is trained for no class
+        (("a", "b", "c", "d"), ("d", "c", "b", "a"), [3, 2, 1, 0]),
+        (("a", "b", "c"), ("w", "x", "c", "y"), [3, 0, 2, 1]),  # then those of a and b
+        (("a", "b", "c"), (), [3, 0, 1, 2]),
+        ((), ("b", "a"), [0, 1, 2, 3]),
+    ],
+)
+def test_outputs_are_arranged_to_the_slots_of_others(
+    own: tuple[Label, ...], here: tuple[Label, ...], order: list[int]
+) -> None:
+    original = make_whole(own)
+
+    result = arranged(original, here)
+
+    for name in ("1.weight", "1.bias", "f/head", "g/head"):
+        columns = result.tensors[name].reshape(-1, 4)
+        assert (columns == np.array(order)).all(), name
+        assert result.tensors[name].flags.c_contiguous
+    rates = result.tensors["parameter_rates"]
+    assert (rates[:35] == 1).all()
+    assert rates[35:].tolist() == order * 6
+    for name in ("0.weight", "0.bias", "rates", "f/0.weight", "g/1.bias", "g/log_ridge"):
+        assert result.tensors[name].tobytes() == original.tensors[name].tobytes()
+    assert result.classes == (here if own else ())
+    assert (result.version, result.parent, result.spec) == (9, 3, original.spec)
+
+
+def test_classes_that_come_later_do_not_change_the_arrangement() -> None:
+    original = make_whole(("a", "b"))
+
+    before, after = (arranged(original, here) for here in (("b", "a"), ("b", "a", "x", "y")))
+
+    for name, tensor in before.tensors.items():
+        assert after.tensors[name].tobytes() == tensor.tobytes()
+
+
+def test_the_norms_of_an_initialization_are_those_of_its_groups() -> None:
+    whole, drawn = make_whole(("a",)), draw(SPEC, 1)
+
+    found = norms(whole)
+
+    assert set(found) == {"network", "rates", "parameter_rates", "f", "g"}
+    np.testing.assert_allclose(found["network"], np.linalg.norm(whole.theta()), rtol=1e-6)
+    np.testing.assert_allclose(found["rates"], 0.1 * math.sqrt(16), rtol=1e-6)
+    assert set(norms(drawn)) == {"network", "rates"}
+    scaled = replace(drawn, tensors={k: 100 * v for k, v in drawn.tensors.items()})
+    np.testing.assert_allclose(norms(scaled)["network"] / norms(drawn)["network"], 100, rtol=1e-6)

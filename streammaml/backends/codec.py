@@ -1,4 +1,4 @@
-"""The wire formats. Pure, and the only place that knows them.
+"""The wire formats of events and of what a worker says. Pure, and the only place that knows them.
 
 Rule: what cannot be an event raises RejectedError with the reason a dead letter carries; nothing
 else is raised for any bytes. Decoders are typed by the schema, so a wrong type is found here.

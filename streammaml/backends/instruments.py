@@ -25,11 +25,13 @@ INNER_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 AGE_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
 EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 NORM = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
+RUN_S = (0.5, 1, 5, 15, 30, 60, 120, 300, 900)
 
 STATES = ("starting", "restoring", "ready", "draining", "failed")
 REASONS = tuple(reason.value for reason in Reason)
 TRIGGERS = tuple(t.name.lower() for t in Trigger if t is not Trigger.NONE)
 RESULTS = tuple(r.name.lower() for r in Result if r is not Result.NONE)
+RUN_RESULTS = ("published", "rejected", "skipped", "failed")
 LEVELS = tuple(level.name.lower() for level in DriftLevel if level is not DriftLevel.STABLE)
 
 
@@ -109,12 +111,17 @@ NAMES = {
     ),
     "support_examples": Name(BatchHistogram, "Examples of an adaptation.", {}, EXAMPLES),
     "gradient_norm": Name(
-        BatchHistogram, "Before clipping, first step.", {"loop": ("inner", "outer")}, NORM
+        BatchHistogram, "Before clipping, first step.", {"loop": ("inner",)}, NORM
     ),
     "nonfinite_total": Name(
         Counter, "Numbers that diverged.", {"where": ("loss", "gradient", "parameter")}
     ),
-    "init_version": Name(Gauge, "Version of the initialization.", {"role": ("worker", "outer")}),
+    "episodes_total": Name(
+        Counter,
+        "Windows of labelled events for the outer loop; dropped: more than episodes.per_second.",
+        {"result": ("emitted", "dropped", "oversize")},
+    ),
+    "init_version": Name(Gauge, "Version of the initialization.", {"role": ("worker",)}),
     "init_loads_total": Name(
         Counter,
         "Initializations received.",
@@ -122,16 +129,48 @@ NAMES = {
     ),
 }
 
+"""Of the worker."""
+
+OUTER_NAMES = {
+    "outer_runs_total": Name(
+        Counter, "Runs by their end; rejected: not better where judged.", {"result": RUN_RESULTS}
+    ),
+    "outer_steps_total": Name(Counter, "Outer steps taken."),
+    "outer_run_duration_seconds": Name(BatchHistogram, "Time of a run.", {}, RUN_S),
+    "outer_meta_loss": Name(
+        Gauge, "Mean loss after adaptation, last run.", {"split": ("train", "validation")}
+    ),
+    "outer_tasks": Name(Gauge, "Episodes that the last run trained on."),
+    "outer_period_seconds": Name(Gauge, "Time from one run to the next."),
+    "outer_last_success_timestamp_seconds": Name(
+        Gauge, "Time of the latest run that did not fail."
+    ),
+    "outer_last_run_timestamp_seconds": Name(Gauge, "Time of the latest run."),
+    "outer_episodes_total": Name(
+        Counter, "Episodes read.", {"result": ("accepted", "rejected", "duplicate")}
+    ),
+    "outer_reservoir_episodes": Name(Gauge, "Episodes kept to train on and to judge by."),
+    "outer_reservoir_contexts": Name(Gauge, "Contexts that they are of."),
+    "init_version": Name(Gauge, "Version of the initialization.", {"role": ("outer",)}),
+    "nonfinite_total": Name(Counter, "Numbers that diverged.", {"where": ("gradient",)}),
+}
+"""Of the outer loop, whose process exports nothing of a worker's."""
+
 
 class Instruments(Collector):
-    """All of ``NAMES``, made and zeroed; yields them without the client's ``_created`` series."""
+    """All of ``names``, made and zeroed; yields them without the client's ``_created`` series."""
 
-    def __init__(self, open_sets: Mapping[str, Sequence[str]], build: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        open_sets: Mapping[str, Sequence[str]],
+        build: Mapping[str, str],
+        names: Mapping[str, Name] = NAMES,
+    ) -> None:
         self._build = dict(build)
         self._plain: dict[str, Counter | Gauge] = {}
         self._children: dict[tuple[str, ...], Counter | Gauge] = {}
         self.histograms: dict[str, BatchHistogram] = {}
-        for name, spec in NAMES.items():
+        for name, spec in names.items():
             if issubclass(spec.kind, BatchHistogram):
                 label, values = next(iter(spec.labels.items()), ("", ("",)))
                 self.histograms[name] = BatchHistogram(

@@ -39,6 +39,14 @@ def _version(package: str) -> str:
         return ""
 
 
+def new_registry() -> CollectorRegistry:
+    """With what every process says of itself."""
+    registry = CollectorRegistry()
+    for standard in (ProcessCollector, PlatformCollector, GCCollector):
+        standard(registry=registry)
+    return registry
+
+
 CLOCK_SKEW_S = 3600.0
 
 
@@ -46,9 +54,7 @@ class Metrics:
     """The worker's numbers, in a registry of their own. Times are seconds since 1970."""
 
     def __init__(self, config: Config, build: Mapping[str, str] | None = None) -> None:
-        self.registry = CollectorRegistry()
-        for standard in (ProcessCollector, PlatformCollector, GCCollector):
-            standard(registry=self.registry)
+        self.registry = new_registry()
         self._topic = config.topics.events
         self._detector = config.learner.detector.name
         self._classes = config.label.task is Task.CLASSIFICATION
@@ -112,6 +118,10 @@ class Metrics:
     def unknown_categories(self, values: int) -> None:
         self._all.add("unknown_categories_total", n=values)
 
+    def episodes(self, result: str, n: int) -> None:
+        """Count windows: ``emitted``, ``dropped`` or ``oversize``."""
+        self._all.add("episodes_total", result, n=n)
+
     def rebalanced(self, change: Rebalance) -> None:
         """Count each kind of change once; series of partitions that left are removed."""
         kinds = {
@@ -161,8 +171,8 @@ class Metrics:
         """Set the size of ``parameters``, ``buffers`` or ``disk``."""
         self._all.set("state_bytes", kind, to=size)
 
-    def init_version(self, version: int, role: str = "worker") -> None:
-        self._all.set("init_version", role, to=version)
+    def init_version(self, version: int) -> None:
+        self._all.set("init_version", "worker", to=version)
 
     def init_loaded(self, result: str) -> None:
         """Count ``loaded``, ``fingerprint``, ``corrupt``, ``nonfinite`` or ``worse``."""

@@ -219,15 +219,25 @@ class StateLog(Protocol):
 
 
 class Tail(Protocol):
-    """Follows whole topics without a group, as read_committed sees them."""
+    """Follows whole topics without a group, as read_committed sees them.
+
+    From the beginning, or from about the newest so many records of each partition: offsets are
+    counted, of which markers, aborted records and compaction take some. Partitions that come later
+    are followed from their beginning; what was deleted before it was read, or cannot be decoded, is
+    passed over and logged. An outage of the brokers is ridden out in silence.
+    """
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
-        """Return what has come after at most ``timeout_s``, of each partition in offset order."""
+        """Return what has come after at most ``timeout_s``, of each partition in offset order.
+
+        BackendError if the topic was deleted or made anew, or the client failed: then it is only
+        good for ``close``.
+        """
         ...
 
     @property
     def caught_up(self) -> bool:
-        """Whether all was returned that the topic held when the tail was made."""
+        """Whether all was returned that could be read when the tail was made."""
         ...
 
     def close(self) -> None: ...
@@ -237,10 +247,15 @@ class Publisher(Protocol):
     """Writes to ``initializations``; the newest publisher of a group fences the older ones."""
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Make the messages visible, all or none. FencedError if superseded."""
+        """Make the messages visible, all or none, in ``initializations`` whatever topic they name.
+
+        FencedError if superseded; after any error it is only good for ``close``.
+        """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Abort what a failed ``publish`` left open."""
+        ...
 
 
 class Clients(NamedTuple):

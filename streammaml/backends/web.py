@@ -1,4 +1,4 @@
-"""The worker's HTTP side: metrics, health, readiness and the live page.
+"""The HTTP side of the worker, with its live page, and of the outer loop: metrics and health.
 
 Rules: read only, by GET and HEAD; a fixed set of routes and no file by name from a request; the
 page needs nothing from elsewhere, and its policy forbids it. Nothing here imports a model.
@@ -65,6 +65,10 @@ def no_listing(query: Query) -> dict[str, Any]:
     raise TimeoutError("there is no worker yet")
 
 
+def no_status() -> str:
+    return ""
+
+
 def no_context(name: str) -> dict[str, Any] | None:
     raise TimeoutError("there is no worker yet")
 
@@ -74,7 +78,10 @@ class Sources:
     """What the routes read. The callables are asked from other threads, at each request."""
 
     registry: CollectorRegistry
-    board: Board
+    board: Board | None = None
+    """What the live page shows; without one the page is ``status`` alone."""
+    status: Callable[[], str] = no_status
+    """What the process does, in a few lines of text."""
     loop_age_s: Callable[[], float]
     """Seconds since the loop's latest turn; below zero while it waits out a back-off."""
     ready: Callable[[], bool]
@@ -142,23 +149,28 @@ class _Routes:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._page = {
-            path: Answer(HTTPStatus.OK, kind, (files("streammaml.backends") / name).read_bytes())
-            for path, (name, kind) in PAGE.items()
-        }
+        self._page: dict[str, Answer] = {}
         self._made: dict[str, Callable[[str, str], Answer]] = {
             "/metrics": self._metrics,
             "/healthz": lambda query, accept: self._health(),
             "/readyz": lambda query, accept: self._ready(),
-            "/api/summary": lambda query, accept: self._summary(),
-            "/api/contexts": lambda query, accept: self._contexts(query),
             "/favicon.ico": lambda query, accept: Answer(HTTPStatus.NO_CONTENT, "", b""),
+        }
+        board = sources.board
+        if board is None:
+            self._made["/"] = lambda query, accept: self._status()
+            return
+        self._made["/api/summary"] = lambda query, accept: _json(HTTPStatus.OK, board.summary())
+        self._made["/api/contexts"] = lambda query, accept: self._contexts(query)
+        self._page = {
+            path: Answer(HTTPStatus.OK, kind, (files("streammaml.backends") / name).read_bytes())
+            for path, (name, kind) in PAGE.items()
         }
 
     def answer(self, path: str, query: str, accept: str) -> Answer:
         if path in self._page:
             return self._page[path]
-        if path.startswith(CONTEXT):
+        if self._page and path.startswith(CONTEXT):
             return self._context(path.removeprefix(CONTEXT))
         make = self._made.get(path)
         if make is None:
@@ -185,8 +197,9 @@ class _Routes:
         ready = self._sources.ready()
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready})
 
-    def _summary(self) -> Answer:
-        return _json(HTTPStatus.OK, self._sources.board.summary())
+    def _status(self) -> Answer:
+        text = f"{self._sources.status()}\n/metrics /healthz /readyz\n"
+        return Answer(HTTPStatus.OK, TEXT, text.encode())
 
     def _contexts(self, text: str) -> Answer:
         try:

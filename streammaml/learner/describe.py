@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from streammaml.config import Config, Feature, FeatureType
 from streammaml.errors import DamagedError
 from streammaml.events import Context, Float32s, Label, Task
-from streammaml.initialization import decode
+from streammaml.initialization import arranged, decode
 from streammaml.learner import detectors
 from streammaml.learner.snapshot import (
     DETECTOR,
@@ -83,7 +83,15 @@ def describe_records(
     if LIGHT not in found:
         return None
     record = form.unpack([keys[LIGHT]], [found[LIGHT]])[0]
-    theta = _theta(form, values, int(record["version"]))
+    classes: Sequence[Label] = config.label.classes
+    theta = None
+    if STREAM in values:
+        stream = new_stream(len(record["x_count"]), config.label.slots, 0)
+        version, classes = form.unpack_stream(values[STREAM], stream)
+        if record["at_init"]:
+            record["version"] = version
+        if record["version"] == version:
+            theta = _theta(form, values, version, classes)
     if record["at_init"]:
         weights = theta
     elif WEIGHTS in found:
@@ -94,20 +102,20 @@ def describe_records(
     if DETECTOR in found:
         watch = Watch(detectors.build(config.learner.detector, config.label.task), form.fingerprint)
         inputs = watch.unpack(keys[DETECTOR], found[DETECTOR])
-    classes: Sequence[Label] = config.label.classes
-    if STREAM in values:
-        stream = new_stream(len(record["x_count"]), config.label.slots, 0)
-        classes = classes or form.unpack_stream(values[STREAM], stream)[1]
     names = {LIGHT: "light", WEIGHTS: "weights", DETECTOR: "detector"}
     sizes = {name: len(found.get(kind, b"")) for kind, name in names.items()}
     return describe(config, context, record, weights, theta, inputs, classes, sizes)
 
 
-def _theta(form: Format, values: Mapping[bytes, bytes], version: int) -> Float32s | None:
+def _theta(
+    form: Format, values: Mapping[bytes, bytes], version: int, classes: Sequence[Label]
+) -> Float32s | None:
+    """θ in use, if it is there, with its classes in the partition's slots."""
     key = INITIALIZATION + b"%d" % version
     if key not in values:
         return None
-    return decode(bytes(unseal(key, form.fingerprint, values[key]))).theta()
+    stored = decode(bytes(unseal(key, form.fingerprint, values[key])))
+    return (stored if stored.spec.network else arranged(stored, classes)).theta()
 
 
 def _number(value: Any) -> float | None:
@@ -152,10 +160,10 @@ def _columns(feature: Feature) -> list[str]:
 
 
 def _support(config: Config, record: Records, classes: Sequence[Label]) -> list[dict[str, Any]]:
-    """The examples in the support ring, oldest first."""
+    """The newest examples of the ring, those that an adaptation can use; oldest first."""
     labels, ring = int(record["labels"]), len(record["support"])
     examples = []
-    for place in range(max(0, labels - ring), labels):
+    for place in range(max(0, labels - config.learner.support_size), labels):
         slot = record["support"][place % ring]
         label: Label = float(slot["y"])
         if config.label.task is Task.CLASSIFICATION:

@@ -18,6 +18,7 @@ from streammaml.errors import DamagedError
 from streammaml.events import Context, Float32s
 from streammaml.learner.snapshot import DETECTOR, LIGHT, WEIGHTS, Format, Item, Records, key_of
 from streammaml.learner.state import Ints, StreamState, grow, new_contexts
+from streammaml.learner.versions import Versions
 from streammaml.learner.watch import Watch
 
 FIRST_CAPACITY = 16
@@ -47,21 +48,23 @@ class Memory:
         self,
         config: Config,
         form: Format,
-        thetas: Mapping[int, Float32s],
+        versions: Versions,
         stream: StreamState,
         watch: Watch,
         shelf: Shelf | None,
     ) -> None:
         learner = config.learner
         self._form = form
-        self._thetas = thetas  # of every version that a context may stand at
+        self._versions = versions
         self._watch = watch
         self._shelf = shelf
         self._limit = learner.max_contexts
         self._marks = stream.marks
         first = min(FIRST_CAPACITY, self._limit)
         baseline, width = learner.baseline_rate > 0, len(stream.x_count)
-        self.contexts = new_contexts(first, form.parameters, learner.support_size, width, baseline)
+        self.contexts = new_contexts(
+            first, form.parameters, form.ring, width, baseline, form.has_offsets
+        )
         self.rows: dict[Context, int] = {}
         self.names: list[Context] = [""] * first  # by row
         self._free = list(range(first))[::-1]
@@ -112,15 +115,17 @@ class Memory:
                 raise DamagedError(f"there is no {key!r:.80}, which its context needs")
         weights = np.empty((len(names), self._form.parameters), np.float32)
         weights[apart] = self._form.unpack_weights(heavy, [found[key] for key in heavy])
-        for i in np.flatnonzero(records["at_init"]):
-            weights[i] = self._theta(int(records["version"][i]), keys[i])
+        at_init = records["at_init"] == 1  # of the initialization in use, not of when it left
+        weights[at_init] = self._versions.theta
+        records["version"][at_init] = self._versions.version
         return records, weights, [found.get(key) for key in watched]
 
-    def _theta(self, version: int, key: bytes) -> Float32s:
-        theta = self._thetas.get(version)
-        if theta is None:
-            raise DamagedError(f"{key!r:.80} needs version {version}, which is not stored")
-        return theta
+    def swapped(self) -> None:
+        """Contexts that stand at θ stand at the new one; nothing of them is to be written again."""
+        contexts = self.contexts
+        at_init = (contexts.at_init == 1) & (contexts.version >= 0)
+        contexts.fast[at_init] = self._versions.theta
+        contexts.version[at_init] = self._versions.version
 
     def _restore(
         self, rows: Ints, records: Records, weights: Float32s, inputs: Sequence[bytes | None]

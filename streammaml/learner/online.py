@@ -12,34 +12,50 @@ from typing import Any
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.errors import DamagedError
-from streammaml.events import Batch, Context, Decisions, DriftLevel, Event, Packed, Task
-from streammaml.initialization import Initialization, check_fits
+from streammaml.errors import ConfigError
+from streammaml.events import (
+    Batch,
+    Context,
+    Decisions,
+    DriftLevel,
+    Episode,
+    Event,
+    Floats,
+    Packed,
+    Task,
+)
+from streammaml.initialization import Initialization, Spec, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.describe import describe
+from streammaml.learner.episodes import episodes_of
 from streammaml.learner.kernels import step as kernel
-from streammaml.learner.kernels.bundle import bundle
+from streammaml.learner.kernels import trial
+from streammaml.learner.kernels.bundle import Bundle, bundle
+from streammaml.learner.kernels.callbacks import Callbacks, Network
 from streammaml.learner.listing import Column, Glances, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
+    CAPTURES,
     ContextState,
     Ints,
+    Meta,
     Policy,
     meta_of,
+    new_captures,
     new_packed,
     new_scratch,
     new_stream,
 )
-from streammaml.learner.versions import Versions, is_same
+from streammaml.learner.versions import Versions
 from streammaml.learner.watch import Watch
 from streammaml.query import Sort
 from streammaml.sealed import OVERHEAD_BYTES
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-EVENTS, BARRIER, EXPIRED = 1, 0, 3
-"""Places in ``StreamState.counts`` and ``StreamState.marks``."""
+EVENTS, BARRIER, EXPIRED, DROPPED = 1, 0, 3, 1
+"""Places in ``StreamState.counts`` and ``marks``, and in ``Captures.counts``."""
 
 
 class Learner:
@@ -56,7 +72,11 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, initialization: Initialization, shelf: Shelf | None = None
+        self,
+        config: Config,
+        initialization: Initialization,
+        shelf: Shelf | None = None,
+        network: Network | None = None,
     ) -> None:
         learner = config.learner
         self._config = config
@@ -66,19 +86,21 @@ class Learner:
         self._policy = policy_of(config)
         self._schema = Schema(config.features)
         self.labels = Labels(config.label, initialization.classes)
-        self._meta = meta_of(initialization)
+        self._callbacks = callbacks_of(self._spec, network)
         known = 0 if self._policy.regression else len(self.labels.classes)
         self._stream = new_stream(self._schema.width, config.label.slots, known)
         self._form = Format(config)
         self._versions = Versions(self._spec, self._form.fingerprint)
-        self._versions.keep(initialization)
+        self._versions.use(initialization, self.labels.classes)
         self._watch = Watch(self._prototype, self._form.fingerprint)
-        self._memory = Memory(
-            config, self._form, self._versions.thetas, self._stream, self._watch, shelf
-        )
+        self._memory = Memory(config, self._form, self._versions, self._stream, self._watch, shelf)
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
+        self._meta = self._meta_of(self._versions.current)
         self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
+        windows = CAPTURES if config.episodes.enabled else 0
+        self._captures = new_captures(windows, self._form.ring, self._schema.width)
+        self._played: Sequence[Context] = ()
         self._taken_at = self._expired = 0
         self._new_bundle()
 
@@ -106,8 +128,9 @@ class Learner:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of all else that is kept for the contexts: support sets, scalers, detectors."""
-        return sum(array.nbytes for array in self._contexts) - self.parameter_bytes
+        """Bytes of all else that is kept for the contexts: examples, scalers, detectors."""
+        kept = sum(array.nbytes for part in (self._contexts, self._captures) for array in part)
+        return kept - self.parameter_bytes
 
     @property
     def version(self) -> int:
@@ -134,15 +157,21 @@ class Learner:
     # --- the initialization --------------------------------------------------------------------
 
     def swap(self, initialization: Initialization) -> None:
-        """Use a new initialization; fast weights stay until their next adaptation from θ.
+        """Use a new initialization, from now on for every context that stands at θ.
 
-        InitializationError if it was made for another model or another order of classes, or if
-        this partition knows its version with other numbers.
+        Fast weights of their own stay until the next adaptation from θ. Its outputs take the slots
+        that their classes have here; classes not seen yet take the next ones, while there are any.
+        InitializationError if it was made for another model, if it is another one under the number
+        in use, or, of a custom network, if its classes have another order.
         """
-        check_fits(initialization, self._spec)
-        self.labels.check_order(initialization.classes)
-        self._versions.keep(initialization)
+        self._check_fits(initialization)
+        self._versions.check(initialization)
         self._use(initialization)
+
+    @property
+    def initialization(self) -> Initialization:
+        """The one in use, as it was published."""
+        return self._versions.published
 
     def check_version(self, initialization: Initialization) -> None:
         """InitializationError if its version number is another's here: ``swap`` would refuse it."""
@@ -150,12 +179,43 @@ class Learner:
 
     def same_initialization(self, initialization: Initialization) -> bool:
         """Whether this version with these numbers is in use."""
-        version = initialization.version
-        return version == self.version and is_same(self._versions[version], initialization)
+        return self._versions.is_same(initialization)
+
+    def losses_of_segments(self, candidate: Initialization, limit: int, labels: int) -> Floats:
+        """Losses [2, n] of the initialization in use, and of one that :meth:`swap` could use.
+
+        Of n contexts, at most ``limit``: those in memory that were used last, with so many
+        ``labels`` or more since their segment began. ``kernels.trial`` says which loss; NaN where
+        it is not finite. Changes nothing.
+        """
+        self._check_fits(candidate)
+        contexts = self._contexts
+        rows = np.flatnonzero((contexts.version >= 0) & (contexts.segment >= labels))
+        rows = rows[np.argsort(-contexts.used[rows])][:limit]
+        other = self._meta_of(self._versions.arranged(candidate, self.labels.classes))
+        packed = new_packed(0, self._stream.known.shape[0])
+        losses = np.empty((2, len(rows)))
+        trial.losses_of_segments(self._bundle, packed, rows, losses[0])
+        trial.losses_of_segments(self._bundle_of(other), packed, rows, losses[1])
+        if self._callbacks is not None:
+            self._callbacks.check()
+        return losses
+
+    def _check_fits(self, initialization: Initialization) -> None:
+        check_fits(initialization, self._spec)
+        if self._spec.network:
+            self.labels.check_order(initialization.classes)
 
     def _use(self, initialization: Initialization) -> None:
-        self._meta = meta_of(initialization)
+        self.labels.foresee(initialization.classes)
+        self._versions.use(initialization, self.labels.classes)
+        self._meta = self._meta_of(self._versions.current)
+        self._memory.swapped()
         self._new_bundle()
+
+    def _meta_of(self, initialization: Initialization) -> Meta:
+        outside = self._callbacks
+        return meta_of(initialization, None if outside is None else outside.addresses)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -167,10 +227,13 @@ class Learner:
         """Predict and score every event with what was known before it, then learn from it.
 
         DamagedError and IncompatibleError where the shelf holds what is no state of this model.
+        What a network of the user's own raises comes out as it is; the learner is of no use then.
         """
         size = len(batch.contexts)
         self._check(batch)
         packed = new_packed(size, self._stream.known.shape[0])
+        self._captures.counts.fill(0)
+        self._played = batch.contexts
         rows = np.empty(size, np.int64)
         memory = self._memory
         evicted = memory.evicted
@@ -199,7 +262,12 @@ class Learner:
     def _new_bundle(self) -> None:
         """Again whenever an array was replaced."""
         self._bundled = self._contexts
-        self._bundle = bundle(self._contexts, self._stream, self._meta, self._policy, self._scratch)
+        self._bundle = self._bundle_of(self._meta)
+
+    def _bundle_of(self, meta: Meta) -> Bundle:
+        return bundle(
+            self._contexts, self._stream, meta, self._policy, self._scratch, self._captures
+        )
 
     def _check(self, batch: Batch) -> None:
         """The kernel checks no bounds: refuse what would reach outside its arrays."""
@@ -213,10 +281,19 @@ class Learner:
         assert len(batch.times) == len(batch.offsets) == len(x)
 
     def _play(self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed) -> None:
-        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         if self._prototype is None:
+            x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
             kernel.play(self._bundle, rows, x, y, offsets, times, first, last, packed)
-            return
+        else:
+            self._play_watched(batch, rows, first, last, packed)
+        if self._callbacks is not None:
+            self._callbacks.check()
+
+    def _play_watched(
+        self, batch: Batch, rows: Ints, first: int, last: int, packed: Packed
+    ) -> None:
+        """The same with a detector in Python."""
+        x, y, offsets, times = batch.x, batch.y, batch.offsets, batch.times
         decisions = Decisions(packed)
         for i in range(first, last):
             row = int(rows[i])
@@ -228,6 +305,18 @@ class Learner:
                 wrong = bool(decisions.predictions[i].argmax() != y[i])
                 level = self._watch.update(row, float(decisions.signal[i]), wrong)
             kernel.play_from_level(self._bundle, rows, x, y, offsets, i, int(level), packed)
+
+    def episodes(self, partition: int) -> tuple[list[Episode], int]:
+        """The windows that the latest batch completed, and for how many more there was no room.
+
+        They are given once; the next batch drops what nobody asked for.
+        """
+        found = episodes_of(
+            self._config, self._captures, self._played, partition, self.labels.classes
+        )
+        dropped = int(self._captures.counts[DROPPED])
+        self._captures.counts.fill(0)
+        return found, dropped
 
     # --- durable state -------------------------------------------------------------------------
 
@@ -262,13 +351,11 @@ class Learner:
         if STREAM not in values:
             return
         version, classes = self._form.unpack_stream(values[STREAM], self._stream)
-        self._versions.restore(values)
-        if version not in self._versions.thetas:
-            raise DamagedError(f"initialization version {version} is in use, and is not stored")
+        stored = self._versions.read(values, version)
         self.labels = Labels(self._config.label, classes)
         self._stream.marks[:] = 0
         self._stream.marks[BARRIER] = self._taken_at = self.events
-        self._use(self._versions[version])
+        self._use(stored)
 
     def sweep(self) -> list[bytes]:
         """Drop the contexts that were not seen for longer than ``state.ttl_s``; keys to delete.
@@ -299,7 +386,8 @@ class Learner:
             return None
         records, weights, inputs = found
         record, classes = records[0], self.labels.classes
-        theta = self._versions.thetas.get(int(record["version"]))
+        same = int(record["version"]) == self.version
+        theta = self._versions.theta if same else None
         sizes = self._form.sizes(record) | {"detector": self._watch.size(inputs)}
         return describe(self._config, context, record, weights[0], theta, inputs, classes, sizes)
 
@@ -322,6 +410,19 @@ class Learner:
         return describe_glances(self._config, found)
 
 
+def callbacks_of(spec: Spec, network: Network | None) -> Callbacks | None:
+    """The kernel's way to a network of the user's own; None of one that is compiled."""
+    if not spec.network:
+        return None
+    if network is None:
+        raise ConfigError(
+            f"learner.network: {spec.network} is not compiled, so the learner must be given it: "
+            "`starts.load_network` makes it"
+        )
+    assert network.spec == spec
+    return Callbacks(network.passes(), spec)
+
+
 def policy_of(config: Config) -> Policy:
     """The kernel's constants from the configuration."""
     learner = config.learner
@@ -341,11 +442,13 @@ def policy_of(config: Config) -> Policy:
         alpha=float(detector.get("alpha", 1 - 0.0001)),
         baseline_rate=learner.baseline_rate,
         ttl_s=config.state.ttl_s,
+        every=config.episodes.every if config.episodes.enabled else 0,
     )
 
 
-def warm_up(config: Config, initialization: Initialization) -> None:
+def warm_up(config: Config, initialization: Initialization, network: Network | None = None) -> None:
     """Compile the kernels, or load them from the cache, by playing one event."""
-    learner = Learner(config, initialization)
+    learner = Learner(config, initialization, network=network)
     x = np.zeros((1, learner.width), np.float32)
     learner.step(Batch(contexts=[""], x=x, y=np.zeros(1)))
+    learner.losses_of_segments(initialization, limit=1, labels=4)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from streammaml.config import NUMBER_LIMIT, Feature, FeatureType, LabelConfig, canonical
+from streammaml.config import NUMBER_LIMIT, Feature, FeatureType, LabelConfig
 from streammaml.errors import InitializationError, RejectedError
-from streammaml.events import Batch, Event, Float32s, Floats, Label, Reason, Task
+from streammaml.events import Batch, Event, Float32s, Floats, Label, Reason, Task, canonical
 
 LABEL_LENGTH = 256
 """Of a class that an open list may learn: every prediction repeats it."""
@@ -64,6 +64,15 @@ class Labels:
                 f"{self.names[:5]}…: close the list in label.classes"
             )
 
+    def foresee(self, classes: Sequence[Label]) -> None:
+        """Give classes that an open list does not have the next slots, while there are any."""
+        for label in classes:
+            name = canonical(label)
+            fits = len(self.classes) < self._config.slots and len(name) <= LABEL_LENGTH
+            if self._open and fits and name not in self._slots:
+                self.classes.append(label)
+                self._slots[name] = len(self._slots)
+
     def encode(self, label: Label) -> float:
         """Class slot, or the value. A new class of an open list gets the next slot."""
         if self._config.task is Task.REGRESSION:
@@ -92,9 +101,8 @@ class Labels:
             raise RejectedError(
                 Reason.LABEL, f"label {name!r:.80}… has more than {LABEL_LENGTH} characters"
             )
-        self.classes.append(label)
-        self._slots[name] = len(self._slots)
-        return len(self._slots) - 1
+        self.foresee([label])
+        return self._slots[name]
 
 
 def _value(label: Label) -> float:

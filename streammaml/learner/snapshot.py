@@ -6,9 +6,14 @@
 initialization
 
 Every value is sealed (``streammaml.sealed``); its body is little-endian numbers without gaps. A
-light part ends with the support ring in the order of its slots, cut off behind the last one that
-is filled. Rule: nothing that was read reaches an array before its size and range were checked,
-since compiled code checks no bounds.
+light part ends with the ring in the order of its slots, cut off behind the last one that is
+filled. There are two rings: the short one has the support set; the long one, where episodes are
+sent, has QUERY more examples, each with an offset. Its size says which one a light part has, and
+either is read as the other: then as many of the newest examples are taken as fit, and what is not
+known of those that are missed is UNKNOWN. Format 1 has the short one only.
+
+Rule: nothing that was read reaches an array before its size and range were checked, since
+compiled code checks no bounds.
 """
 
 from __future__ import annotations
@@ -17,16 +22,16 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streammaml.config import Config, canonical, spec_of
+from streammaml.config import Config, spec_of
 from streammaml.errors import DamagedError
-from streammaml.events import Context, Float32s, Label, Task
+from streammaml.events import Context, Float32s, Label, Task, canonical
 from streammaml.learner import detectors
-from streammaml.learner.state import ContextState, Ints, StreamState
+from streammaml.learner.state import QUERY, UNKNOWN, ContextState, Ints, StreamState
 from streammaml.sealed import OVERHEAD_BYTES, seal, unseal
 
 LIGHT, WEIGHTS, DETECTOR = b"c/", b"w/", b"d/"
@@ -72,11 +77,20 @@ def description_of(config: Config) -> dict[str, Any]:
         "features": [[f.name, f.type.value, list(f.categories)] for f in config.features],
         "classes": list(label.classes),
         "class slots": label.slots,
-        "network": list(spec_of(config).sizes),
+        "network": _network(config),
         "support_size": learner.support_size,
         "baseline": learner.baseline_rate > 0,
         "detector": "compiled" if compiled else learner.detector.name,
     }
+
+
+def _network(config: Config) -> list[int | str]:
+    """The sizes; of a custom network also its path and a hash of its parameters' shapes."""
+    spec = spec_of(config)
+    if not spec.network:
+        return [*spec.sizes]
+    shapes = hashlib.sha256(json.dumps(spec.parameters).encode()).hexdigest()[:16]
+    return [*spec.sizes, spec.network, shapes]
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -106,6 +120,17 @@ def is_expired(light: bytes, clock_s: float, ttl_s: float) -> bool:
     return seen + ttl_s < clock_s
 
 
+class Ring(NamedTuple):
+    """How the examples of a context stand behind a light part."""
+
+    slots: int
+    slot: np.dtype[Any]
+
+    def size(self, labels: int) -> int:
+        """Bytes of the slots that are filled."""
+        return min(max(labels, 0), self.slots) * self.slot.itemsize
+
+
 class Format:
     """How the state of one configuration stands in bytes."""
 
@@ -114,7 +139,7 @@ class Format:
         width = spec.sizes[0] // 2
         regression = config.label.task is Task.REGRESSION
         self.fingerprint = fingerprint_of(config)
-        self.support = config.learner.support_size
+        self.has_offsets = config.episodes.enabled
         self.slots = config.label.slots
         self.parameters = sum(int(np.prod(shape)) for shape in spec.shapes().values())
         self._regression = regression
@@ -126,9 +151,12 @@ class Format:
             fields.append(("baseline", "<f4", (self.parameters,)))
         self._fields = [field[0] for field in fields]
         self._fixed = np.dtype(fields).itemsize
-        slot = np.dtype([("x", "<f4", (width,)), ("y", "<f8" if regression else "<u2")])
-        self._slot = slot.itemsize
-        self.light = np.dtype([*fields, ("support", slot, (self.support,))])
+        example = [("x", "<f4", (width,)), ("y", "<f8" if regression else "<u2")]
+        size = config.learner.support_size
+        short = Ring(size, np.dtype(example))
+        long = Ring(size + QUERY, np.dtype([*example, ("offset", "<i8")]))
+        self._ring, self._other = (long, short) if self.has_offsets else (short, long)
+        self.light = np.dtype([*fields, ("support", self._ring.slot, (self._ring.slots,))])
         each = ("x_count", "x_mean", "x_m2", "x_shift", "x_variance", "x_inverse")
         self._stream = np.dtype(
             [
@@ -141,6 +169,11 @@ class Format:
             ]
         )
 
+    @property
+    def ring(self) -> int:
+        """R."""
+        return self._ring.slots
+
     def sizes(self, record: Records) -> dict[str, int]:
         """Bytes of a context's sealed parts, by name; 0: the part is not stored."""
         heavy = 0 if record["at_init"] else 4 * self.parameters + OVERHEAD_BYTES
@@ -148,13 +181,14 @@ class Format:
 
     def stored_sizes(self, labels: Ints, at_init: NDArray[np.uint8]) -> Ints:
         """Bytes of the sealed parts of contexts [n] together, a river detector's aside."""
-        light = self._fixed + np.minimum(labels, self.support) * self._slot + OVERHEAD_BYTES
+        ring = np.minimum(labels, self.ring) * self._ring.slot.itemsize
+        light = self._fixed + ring + OVERHEAD_BYTES
         sizes: Ints = light + (at_init == 0) * (4 * self.parameters + OVERHEAD_BYTES)
         return sizes
 
     @property
     def largest(self) -> int:
-        """Bytes of a light part with a full support ring, sealed."""
+        """Bytes of a light part with a full ring, sealed."""
         return self.light.itemsize + OVERHEAD_BYTES
 
     # --- contexts -------------------------------------------------------------------------------
@@ -167,6 +201,8 @@ class Format:
         support = records["support"]
         support["x"] = contexts.support_x[rows]
         support["y"] = contexts.support_y[rows]
+        if self.has_offsets:
+            support["offset"] = contexts.support_offsets[rows]
         return records
 
     def scatter(self, contexts: ContextState, rows: Ints, records: Records) -> None:
@@ -175,6 +211,8 @@ class Format:
             getattr(contexts, name)[rows] = records[name]
         contexts.support_x[rows] = records["support"]["x"]
         contexts.support_y[rows] = records["support"]["y"]
+        if self.has_offsets:
+            contexts.support_offsets[rows] = records["support"]["offset"]
 
     def pack(
         self, contexts: ContextState, names: Sequence[Context], rows: Ints
@@ -183,9 +221,9 @@ class Format:
         for first in range(0, len(rows), many := max(1, CHUNK_BYTES // self.light.itemsize)):
             part = rows[first : first + many]
             records = self.gather(contexts, part)
-            filled = np.minimum(records["labels"], self.support)  # of a record's ring
+            filled = np.minimum(records["labels"], self.ring)
             starts = np.arange(len(part)) * self.light.itemsize
-            ends = (starts + self._fixed + filled * self._slot).tolist()
+            ends = (starts + self._fixed + filled * self._ring.slot.itemsize).tolist()
             raw = records.tobytes()
             for row, start, end in zip(part.tolist(), starts.tolist(), ends, strict=True):
                 key = key_of(LIGHT, names[row])
@@ -199,21 +237,39 @@ class Format:
         """
         records = np.zeros(len(keys), self.light)
         raw = records.view(np.uint8)
+        others = []
         start = 0
-        for key, value in zip(keys, values, strict=True):
+        for place, (key, value) in enumerate(zip(keys, values, strict=True)):
             body = unseal(key, self.fingerprint, value)
             size = len(body)
-            if size < self._fixed or size != self._size(LABELS.unpack_from(body)[0]):
+            labels = LABELS.unpack_from(body)[0] if size >= self._fixed else 0
+            if size == self._size(labels):
+                raw[start : start + size] = np.frombuffer(body, np.uint8)
+            elif size == self._fixed + self._other.size(labels):
+                raw[start : start + self._fixed] = np.frombuffer(body[: self._fixed], np.uint8)
+                others.append((place, body))
+            else:
                 raise _damaged(key, f"it has {size} bytes")
-            raw[start : start + size] = np.frombuffer(body, np.uint8)
             start += self.light.itemsize
+        for place, body in others:
+            self._place_again(records[place], body)
         bad = self._impossible(records)
         if bad.any():
             raise _damaged(keys[int(bad.argmax())], "a number in it cannot be")
         return records
 
     def _size(self, labels: int) -> int:
-        return self._fixed + min(max(labels, 0), self.support) * self._slot
+        return self._fixed + self._ring.size(labels)
+
+    def _place_again(self, record: Any, body: memoryview) -> None:
+        """Take the newest examples out of the other ring; they are at least a support set."""
+        theirs, ours = np.frombuffer(body[self._fixed :], self._other.slot), record["support"]
+        labels = int(record["labels"])
+        newest = np.arange(labels - min(len(theirs), self.ring), labels)
+        for name in ("x", "y"):
+            ours[name][newest % self.ring] = theirs[name][newest % len(theirs)]
+        if self.has_offsets:
+            ours["offset"][: min(labels, self.ring)] = UNKNOWN
 
     def _impossible(self, records: Records) -> NDArray[np.bool_]:
         """Which records [n] hold a number that no learner writes."""
@@ -236,6 +292,8 @@ class Format:
         if "baseline" in self._fields:
             good &= np.isfinite(records["baseline"]).all(1)
         good &= ~np.isinf(support["x"]).any((1, 2))  # NaN is a missing number
+        if self.has_offsets:
+            good &= (support["offset"] >= UNKNOWN).all(1)
         return np.logical_not(good)
 
     def pack_weights(
@@ -328,11 +386,3 @@ def _is_possible(record: Any) -> bool:
 
 def _damaged(key: bytes, why: str) -> DamagedError:
     return DamagedError(f"the stored value of {key!r:.80} is damaged: {why}")
-
-
-def version_of(key: bytes) -> int:
-    """The version of an ``@init/`` key; DamagedError where it has none."""
-    text = key.removeprefix(INITIALIZATION)
-    if not text.isdigit():
-        raise _damaged(key, "its key has no version")
-    return int(text)

@@ -2,11 +2,15 @@
 
 Rule: a context is a row; a row's state is that row of every array of :class:`ContextState`, and
 nothing else. What is stream-wide is :class:`StreamState`, one for each partition. ``Scratch`` and
-``Outputs`` hold nothing that outlives a call.
+``Outputs`` hold nothing that outlives a call, :class:`Captures` nothing that outlives a batch.
+
+    R  examples in a context's ring: S + QUERY where episodes are sent, else S
+    W  windows of a batch that there is room for
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +20,21 @@ from streammaml.events import Codes, Float32s, Floats, Packed
 from streammaml.events import Ints as Ints
 from streammaml.initialization import Initialization
 
+SUPPORT_LEAST, QUERY = 2, 16
+"""Of an episode: the fewest examples of a support set, and how many a query set has."""
+NO_LOG, UNKNOWN = -1, -2
+"""Instead of an example's offset: it came from no log; what it was is not known."""
+CAPTURES = 64
+"""W."""
+
 
 class ContextState(NamedTuple):
     """One row for each context."""
 
     fast: Float32s  # [C, P] fast weights
-    support_x: Float32s  # [C, S, D] ring of raw examples, NaN where missing
-    support_y: Floats  # [C, S] class slot or value
+    support_x: Float32s  # [C, R, D] ring of raw examples, NaN where missing
+    support_y: Floats  # [C, R] class slot or value
+    support_offsets: Ints  # [C, R] of their events, or NO_LOG, UNKNOWN; [C, 0] without episodes
     labels: Ints  # [C] labels learned; 0 to 2^63
     segment: Ints  # [C] labels since the current segment began
     detector: Floats  # [C, 4] Page-Hinkley
@@ -61,8 +73,11 @@ class Meta(NamedTuple):
     """The initialization in use."""
 
     theta: Float32s  # [P]
-    rates: Float32s  # [steps, 2L]
+    rates: Float32s  # [steps, J]
+    parameter_rates: Float32s  # [P], or [0] where there are none
+    lengths: Ints  # [J] numbers in each tensor, in flat order
     sizes: Ints  # [L+1]
+    callbacks: Ints  # [2] addresses of a forward and a backward pass; 0: compiled
     version: int
 
 
@@ -81,6 +96,7 @@ class Policy(NamedTuple):
     alpha: float
     baseline_rate: float
     ttl_s: float  # a context not seen for longer begins anew; 0: never
+    every: int  # labels of a context from one captured window to the next; 0: none is
 
 
 class Scratch(NamedTuple):
@@ -88,7 +104,7 @@ class Scratch(NamedTuple):
 
     activations: Float32s  # [L+1, S, W]
     deltas: Float32s  # [2, S, W]
-    turned: Float32s  # [W·W] a transposed weight
+    turned: Float32s  # [W·W] a transposed weight; [0] where the network is not compiled
     pad: Float32s  # [W + max(W, S) + 1, 16] for widths below 16
     zeros: Float32s  # [W]
     ones: Float32s  # [1, S]
@@ -98,7 +114,19 @@ class Scratch(NamedTuple):
     y: Floats  # [S]
     mean: Floats  # [D] the context's scale for this event
     inverse: Floats  # [D]
-    unit_rates: Float32s  # [2L] ones
+    unit_rates: Float32s  # [J] ones
+
+
+class Captures(NamedTuple):
+    """Windows of the batch in hand: the newest examples of a context, oldest first."""
+
+    x: Float32s  # [W, R, D]
+    y: Floats  # [W, R]
+    offsets: Ints  # [W, R]
+    scales: Floats  # [W, 4, D] shift of the stream and of the context, then their inverses
+    y_scale: Floats  # [W, 2] mean and standard deviation of the labels
+    marks: Ints  # [W, 3] place in the batch, labels of the context, class slots in use
+    counts: Ints  # [2] windows captured; windows for which there was no room
 
 
 class Outputs(NamedTuple):
@@ -123,13 +151,14 @@ class Outputs(NamedTuple):
 
 
 def new_contexts(
-    capacity: int, parameters: int, support: int, width: int, baseline: bool
+    capacity: int, parameters: int, ring: int, width: int, baseline: bool, offsets: bool = False
 ) -> ContextState:
     """Arrays for ``capacity`` contexts, none begun."""
     return ContextState(
         fast=np.zeros((capacity, parameters), np.float32),
-        support_x=np.zeros((capacity, support, width), np.float32),
-        support_y=np.zeros((capacity, support)),
+        support_x=np.zeros((capacity, ring, width), np.float32),
+        support_y=np.zeros((capacity, ring)),
+        support_offsets=np.zeros((capacity, ring if offsets else 0), np.int64),
         labels=np.zeros(capacity, np.int64),
         segment=np.zeros(capacity, np.int64),
         detector=np.zeros((capacity, 4)),
@@ -178,11 +207,12 @@ def new_stream(width: int, slots: int, known: int) -> StreamState:
 
 def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
     widest = int(meta.sizes.max())
+    turned = 0 if meta.callbacks.any() else widest * widest
     parameters = meta.theta.shape[0]
     return Scratch(
         activations=np.zeros((len(meta.sizes), support, widest), np.float32),
         deltas=np.zeros((2, support, widest), np.float32),
-        turned=np.zeros(widest * widest, np.float32),
+        turned=np.zeros(turned, np.float32),
         pad=np.zeros((widest + max(widest, support) + 1, 16), np.float32),
         zeros=np.zeros(widest, np.float32),
         ones=np.ones((1, support), np.float32),
@@ -192,7 +222,19 @@ def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
         y=np.zeros(support),
         mean=np.zeros(width),
         inverse=np.zeros(width),
-        unit_rates=np.ones(2 * (len(meta.sizes) - 1), np.float32),
+        unit_rates=np.ones(len(meta.lengths), np.float32),
+    )
+
+
+def new_captures(windows: int, ring: int, width: int) -> Captures:
+    return Captures(
+        x=np.zeros((windows, ring, width), np.float32),
+        y=np.zeros((windows, ring)),
+        offsets=np.zeros((windows, ring), np.int64),
+        scales=np.zeros((windows, 4, width)),
+        y_scale=np.zeros((windows, 2)),
+        marks=np.zeros((windows, 3), np.int64),
+        counts=np.zeros(2, np.int64),
     )
 
 
@@ -206,10 +248,16 @@ def new_packed(events: int, slots: int) -> Packed:
     )
 
 
-def meta_of(initialization: Initialization) -> Meta:
+def meta_of(initialization: Initialization, callbacks: Ints | None = None) -> Meta:
+    """``callbacks`` [2] of a network that is not compiled."""
+    spec, tensors = initialization.spec, initialization.tensors
+    factors = tensors.get("parameter_rates", np.zeros(0, np.float32))
     return Meta(
         theta=initialization.theta(),
-        rates=np.ascontiguousarray(initialization.tensors["rates"]).copy(),
-        sizes=np.array(initialization.spec.sizes, np.int64),
+        rates=np.ascontiguousarray(tensors["rates"]).copy(),
+        parameter_rates=np.ascontiguousarray(factors).copy(),
+        lengths=np.array([math.prod(shape) for shape in spec.shapes().values()], np.int64),
+        sizes=np.array(spec.sizes, np.int64),
+        callbacks=np.zeros(2, np.int64) if callbacks is None else callbacks,
         version=initialization.version,
     )

@@ -46,7 +46,7 @@ class Examples(NamedTuple):
 
 
 class Objective:
-    """The loss of one set of examples: what needs no outputs is worked out once."""
+    """The loss of one set of examples: what is the same for all outputs is worked out once."""
 
     def __init__(self, examples: Examples, kind: Loss = Loss.DEFAULT) -> None:
         values = examples.targets.is_floating_point()
@@ -58,6 +58,7 @@ class Objective:
         self._shares = shares(examples)
         # Padding stands at 0, so that it cannot name a slot that is not there.
         self._targets = torch.where(examples.weights > 0, examples.targets, 0)
+        self._code: Tensor | None = None
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Weighted mean loss [T] of outputs [T, S, K]; 0 for a task whose weights are all 0."""
@@ -94,8 +95,10 @@ class Objective:
 
     def _coded(self, used: Tensor) -> Tensor:
         """1 at the class of an example, 0 at the others, as outputs ``used`` [T, S, K]."""
-        slots = torch.arange(used.shape[-1])
-        return (self._targets.unsqueeze(-1) == slots).to(used.dtype)
+        if self._code is None:
+            slots = torch.arange(used.shape[-1])
+            self._code = (self._targets.unsqueeze(-1) == slots).to(used.dtype)
+        return self._code
 
 
 def loss(outputs: Tensor, examples: Examples, kind: Loss = Loss.DEFAULT) -> Tensor:

@@ -101,5 +101,7 @@ class ModuleNetwork:
 
     def _call(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         own = {n.removeprefix(self._prefix): p for n, p in parameters.items()}
-        outputs: Tensor = functional_call(self._module, {**own, **self._buffers}, (inputs,))
+        # Copies: what a module counts in place must not outlive the call.
+        buffers = {n: b.clone() for n, b in self._buffers.items()}
+        outputs: Tensor = functional_call(self._module, {**own, **buffers}, (inputs,))
         return outputs

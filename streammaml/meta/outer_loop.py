@@ -76,6 +76,8 @@ class Report:
     skipped: int
     losses: tuple[float, ...]
     """Training loss of the latest steps that were taken, at most 100, oldest first."""
+    second_order: bool
+    """Not where the rule asks for it but the loss has no curvature."""
 
 
 class Losses(NamedTuple):
@@ -151,7 +153,12 @@ def refine(
             losses.append(value)
         if on_progress is not None:
             on_progress(done + 1, steps, value)
-    report = Report(taken=state.taken, skipped=state.skipped, losses=tuple(losses))
+    report = Report(
+        taken=state.taken,
+        skipped=state.skipped,
+        losses=tuple(losses),
+        second_order=settings.second_order,
+    )
     return (finish(state, initialization) if state.taken else initialization), report
 
 
@@ -171,10 +178,13 @@ def task_losses(
 
 
 def evaluate(
-    initialization: Initialization, episodes: Episodes, clip_norm: float = 5.0
+    initialization: Initialization,
+    episodes: Episodes,
+    clip_norm: float = 5.0,
+    kind: Loss = Loss.DEFAULT,
 ) -> tuple[float, float]:
     """Mean query loss over the episodes by θ as it is, and after adaptation."""
-    losses = task_losses(initialization, episodes, clip_norm)
+    losses = task_losses(initialization, episodes, clip_norm, kind)
     return float(losses.init.mean()), float(losses.adapted.mean())
 
 

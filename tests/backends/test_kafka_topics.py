@@ -49,7 +49,47 @@ def test_the_topics_are_created_once_with_their_settings(kafka_servers: str) -> 
     for name in first:
         partitions, settings = described(config, name)
         assert (partitions, settings["cleanup.policy"]) == wanted.get(name, (4, "delete"))
-        assert (settings["segment.bytes"] == "67108864") == (name == topics.state)
+        segment = {topics.state: "67108864", topics.initializations: "16777216"}
+        assert settings["segment.bytes"] == segment.get(name, "1073741824")
+        kept = ("604800000", "268435456" if name == topics.episodes else "-1")
+        assert (settings["retention.ms"], settings["retention.bytes"]) == kept
+        room = 4_194_304 if name in wanted else 1_065_536
+        assert settings["max.message.bytes"] == str(room)
+
+
+def test_the_versions_have_room_for_a_wide_model_and_a_segment_has_one_of_them(
+    kafka_servers: str,
+) -> None:
+    base = unique_config(kafka_servers).model_dump()
+    features = [{"name": f"f{i}"} for i in range(1000)]
+    wide = Config.build(base, {"features": features, "learner": {"hidden": [1024, 1024]}})
+    name = wide.topics.initializations
+    create(wide, name, 1, cleanup_policy="compact", segment_ms="3600000")
+
+    found = outcomes(wide)
+    outcomes(narrow := unique_config(kafka_servers).model_copy(update={"learner": wide.learner}))
+
+    assert "needs 33554432 " in found[name]
+    assert described(narrow, narrow.topics.initializations)[1]["max.message.bytes"] == "16777216"
+
+
+def test_versions_that_are_never_compacted_are_reported(kafka_servers: str) -> None:
+    config = unique_config(kafka_servers)
+    name = config.topics.initializations
+    create(config, name, 1, cleanup_policy="compact", max_message_bytes="4194304")
+
+    found = outcomes(config)
+
+    assert "segment.bytes=1073741824" in found[name]
+    assert "--add-config segment.bytes=16777216,segment.ms=3600000," in found[name]
+
+
+def test_the_retention_of_episodes_is_the_operators(kafka_servers: str) -> None:
+    config = unique_config(kafka_servers)
+    room = str(config.worker.max_record_bytes + 65_536)
+    create(config, config.topics.episodes, 9, retention_ms="1000", max_message_bytes=room)
+
+    assert outcomes(config)[config.topics.episodes] == "exists"
 
 
 def test_state_has_as_many_partitions_as_the_events_that_are_there(kafka_servers: str) -> None:

@@ -11,7 +11,10 @@ from streammaml.backends.ports import Message, Partition
 from streammaml.errors import BackendError
 from tests.backends.conformance.worlds import MemoryWorld, Reader, numbered, unique_config
 
-STEPS = ("poll", "send", "commit", "barrier", "committed", "abort", "check", "read_state")
+STEPS = {
+    *("poll", "send", "commit", "barrier", "committed", "abort", "check", "read_state"),
+    *("poll_tail", "publish", "published"),
+}
 
 
 def test_every_durable_step_is_announced() -> None:
@@ -24,8 +27,10 @@ def test_every_durable_step_is_announced() -> None:
         reader.commit(numbered(world.config.topics.predictions, 1))
         reader.sink.abort()
         world.state_log().reader(0, 0).read(0)
+        world.tail(world.config.topics.episodes).poll(0)
+        world.publisher().publish([])
 
-    assert set(told) == set(STEPS)
+    assert set(told) == STEPS
 
 
 @pytest.mark.parametrize(("step", "visible"), [("commit", 0), ("committed", 1)])
@@ -44,6 +49,27 @@ def test_a_failure_around_the_commit_leaves_all_or_nothing(step: str, visible: i
     reader.close()
     assert len(world.visible(topics.predictions)) == visible
     assert (world.committed(Partition(topics.events, 0)) or 0) == visible
+
+
+@pytest.mark.parametrize(("step", "visible"), [("publish", 0), ("published", 2)])
+def test_a_publisher_that_dies_leaves_all_or_nothing(step: str, visible: int) -> None:
+    world = MemoryWorld(unique_config())
+    topic = world.config.topics.initializations
+    dead = world.publisher()
+    world.broker.step = failing_at(step)
+    for _ in range(2):
+        with pytest.raises(BackendError, match=f"failed at {step}"):
+            dead.publish([Message("", b"v1", b"1"), Message("", b"current", b"1")])
+    world.broker.step = lambda name: None
+    tail = world.tail(topic)
+    open_until = (world.broker.span(Partition(topic, 0))[1], world.broker.end(Partition(topic, 0)))
+
+    successor = world.publisher()
+    successor.publish([Message("", b"v2", b"2"), Message("", b"current", b"2")])
+    found = tail.poll(0)
+
+    assert open_until == ((0, 2) if step == "publish" else (3, 3))
+    assert len(found) == len(world.visible(topic)) == visible + 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import secrets
 import struct
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -237,6 +239,27 @@ def test_a_bad_batch_of_the_state_is_told(damaged: KafkaWorld) -> None:
 
 
 @pytest.mark.kafka
+def test_a_tail_passes_over_what_is_bad_without_waiting(damaged: KafkaWorld) -> None:
+    tail = damaged.tail(damaged.config.topics.events)
+    found: Counter[int] = Counter()
+    slowest_s = 0.0
+
+    def is_done() -> bool:
+        nonlocal slowest_s
+        started = time.monotonic()
+        found.update(record.partition for record in tail.poll(0.0))  # type: ignore[attr-defined]
+        slowest_s = max(slowest_s, time.monotonic() - started)
+        return tail.caught_up
+
+    wait_until(is_done, 60.0, "the end")
+    tail.close()
+
+    good = [END - SIZE * len(case.batches) for case in CASES.values()]
+    assert found == dict(enumerate([*good, 2 * SIZE]))
+    assert slowest_s < 1.0
+
+
+@pytest.mark.kafka
 def test_a_codec_that_is_missing_is_named_and_its_batches_are_passed_over(
     kafka_servers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +301,20 @@ def test_the_memory_twin_tells_and_passes_over_too() -> None:
     assert reader.source.next_readable(one, 3) == 9
     assert reader.source.next_readable(two, ends[two] - 1) == ends[two]
     reader.close()
+
+
+def test_a_tail_of_the_memory_twin_passes_over_what_is_bad() -> None:
+    world = MemoryWorld(unique_config(partitions=1))
+    partition = Partition(world.config.topics.events, 0)
+    world.produce(numbered(partition.topic, 10))
+    for start, stop in ((2, 4), (4, 5), (9, 10)):
+        world.broker.damage(partition, start, stop)
+    tail = world.tail(partition.topic)
+    found: list[int] = []
+    while not tail.caught_up:
+        found += [record.offset for record in tail.poll(0.0)]
+
+    assert found == [0, 1, 5, 6, 7, 8]
 
 
 def test_the_memory_twin_too_tells_where_a_reader_would_go_on() -> None:

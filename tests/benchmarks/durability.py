@@ -30,8 +30,9 @@ from streammaml.evaluation.streams import WIDTH, hyper
 from streammaml.initialization import draw
 from streammaml.learner import Learner, warm_up
 from streammaml.partition import PartitionPlayer, Played, RejectionLimit
+from streammaml.reporting import Kept, LoadResult, TransactionResult
 from streammaml.serving import kafka_clients
-from streammaml.worker import Kept, TransactionResult, Worker
+from streammaml.worker import Worker
 from tests.benchmarks.events import make_rig, messages_of
 from tests.benchmarks.rows import Row, Rows, rounded, row
 from tests.integration.job import DATA
@@ -69,6 +70,7 @@ class Costs:
     def committed(self, result: TransactionResult, now_s: float) -> None: ...
     def lag(self, lag: dict[Partition, int]) -> None: ...
     def kept(self, kept: Kept) -> None: ...
+    def initialization(self, result: LoadResult, version: int) -> None: ...
 
 
 class Spent:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import streammaml.following
 import streammaml.tenure
 import streammaml.worker
 from streammaml.backends.memory import (
@@ -26,6 +27,7 @@ from streammaml.backends.memory import (
     MemorySink,
     MemorySource,
     MemoryStateLog,
+    MemoryTail,
 )
 from streammaml.backends.ports import (
     Clients,
@@ -37,12 +39,14 @@ from streammaml.backends.ports import (
     Rebalance,
 )
 from streammaml.backends.state import Store
+from streammaml.backends.wire_initializations import initialization_messages
 from streammaml.config import Config, spec_of
 from streammaml.errors import BackendError, FencedError, StoreError, UnreadableError
 from streammaml.initialization import Initialization, draw
 from streammaml.partition import Played
 from streammaml.recovery import BARRIER_KEY, read_barrier
-from streammaml.worker import Kept, TransactionResult, Worker
+from streammaml.reporting import Kept, LoadResult, TransactionResult
+from streammaml.worker import Worker
 
 NEVER = 1e9
 MAX_TURNS = 600
@@ -75,7 +79,8 @@ class Shape:
     bad: float
     unlabelled: float
     unreadable: float
-    swaps: bool
+    swaps: str
+    """Where other initializations come from: "" nowhere, each "start" of a worker, the "topic"."""
     flips: bool
     zombies: bool
     ttl_s: float
@@ -121,7 +126,7 @@ class Shape:
             bad=rng.choice([0.0, 0.05, 0.2]),
             unlabelled=rng.choice([0.0, 0.3]),
             unreadable=rng.choice([0.0, 0.0, 0.01]),
-            swaps=exact and rng.random() < 0.4,
+            swaps=rng.choice(["", "", "start", "topic"]) if exact else "",
             flips=rng.random() < 0.25,
             zombies=exact and rng.random() < 0.25,
             ttl_s=ttl_s,
@@ -232,8 +237,8 @@ class Simulation:
         self.committing: list[Message] = []
         self.history: dict[Partition, list[int]] = {}
         """Committed offsets, in their order."""
-        self.versions: dict[Partition, list[tuple[int, int]]] = {}
-        """Barriers at which another version is in use: offset, version."""
+        self.swaps: dict[Partition, list[tuple[int, int]]] = {}
+        """From which committed offset on which version is in use."""
         self._driven: Life | None = None
         self._swaps = 0
 
@@ -248,6 +253,7 @@ class Simulation:
             ],
             "topics": {"partitions": self.shape.partitions},
             "kafka": {"instance": name},
+            "episodes": {"per_second": NEVER},
             "worker": {
                 "delivery": self.shape.delivery,
                 "commit_interval_ms": 3_600_000,
@@ -281,10 +287,11 @@ class Simulation:
         }
         if self.calm:
             changes["worker"] = {"max_poll_records": 50}
-        version = self._swaps if self.shape.swaps else 0
-        if self.shape.swaps and rng.random() < 0.5:
+        swaps = self.shape.swaps == "start"
+        version = self._swaps if swaps else 0
+        if swaps and rng.random() < 0.5:
             version = self._swaps = self._swaps + 1
-        elif self.shape.swaps and rng.random() < 0.3:
+        elif swaps and rng.random() < 0.3:
             version = rng.randint(0, self._swaps)
         self.note(f"start {name} v{version} {changes}")
         config = self._config(name, changes)
@@ -335,10 +342,11 @@ class Simulation:
             raise (StoreError if name.startswith("store") else BackendError)(f"injected at {name}")
 
     def _note_committed(self) -> None:
-        for index in range(self.shape.partitions):
-            partition = Partition("events", index)
+        before = {}
+        for partition in self.partitions:
             offset = self.broker.committed("streammaml", partition)
             known = self.history.setdefault(partition, [])
+            before[partition] = known[-1] if known else 0
             if offset is not None and (not known or known[-1] != offset):
                 if known and known[-1] > offset:
                     raise ViolationError(f"{partition}: committed {offset} after {known[-1]}")
@@ -346,9 +354,11 @@ class Simulation:
         for message in self.committing:
             if message.key == BARRIER_KEY and message.value is not None:
                 barrier = read_barrier(message.value)
-                seen = self.versions.setdefault(Partition("events", message.partition or 0), [])
+                partition = Partition("events", message.partition or 0)
+                seen = self.swaps.setdefault(partition, [])
                 if not seen or seen[-1][1] != barrier.version:
-                    seen.append((barrier.offset, barrier.version))
+                    seen.append((before[partition], barrier.version))
+                    self.counts["swaps"] += len(seen) > 1
                     self.note(f"barrier {message.partition} {barrier.offset} v{barrier.version}")
         self.committing = []
 
@@ -408,9 +418,24 @@ class Simulation:
             self._evict(rng.choice(self.names))
         elif what < 0.96:
             self._time_out()
+        elif what < 0.98 and self.shape.swaps == "topic":
+            self._publish()
         else:
             self.note("compact")
             self.broker.compact("state")
+            self.broker.compact("initializations")
+
+    def _publish(self) -> None:
+        """Another version as the current one, now and then one that was there or is no good."""
+        rng = self.rng
+        version = self._swaps = self._swaps + 1
+        if rng.random() < 0.2:
+            version = rng.randint(1, self._swaps)
+        self.note(f"publish v{version}")
+        messages = initialization_messages(self.initialization(version), {})
+        if rng.random() < 0.1:
+            messages = [m._replace(value=(m.value or b"")[:-3]) for m in messages]
+        self.broker.append([m._replace(topic="initializations") for m in messages])
 
     def _produce(self, count: int) -> None:
         rng = self.rng
@@ -567,14 +592,6 @@ class Simulation:
     def partitions(self) -> list[Partition]:
         return [Partition("events", i) for i in range(self.shape.partitions)]
 
-    def swaps(self, partition: Partition) -> list[tuple[int, int]]:
-        """From which offset on which version was in use: the offset of the commit before."""
-        found: list[tuple[int, int]] = []
-        for barrier, version in self.versions.get(partition, []):
-            before = [c for c in self.history[partition] if c < barrier]
-            found.append((before[-1] if found and before else 0, version))
-        return found
-
 
 class _NoGroup:
     members: dict[str, Any] = {}  # noqa: RUF012  # never written
@@ -606,7 +623,8 @@ class _Connector:
         else:
             sink = MemoryPlainSink(broker, config, config.kafka.instance)
         source = MemorySource(broker, config, config.kafka.instance, on_rebalance)
-        return Clients(source, sink, MemoryStateLog(broker, config))
+        tail = MemoryTail(broker, config.topics.initializations)
+        return Clients(source, sink, MemoryStateLog(broker, config), tail)
 
 
 class _Counter:
@@ -631,6 +649,7 @@ class _Counter:
 
     def lag(self, lag: dict[Partition, int]) -> None: ...
     def kept(self, kept: Kept) -> None: ...
+    def initialization(self, result: LoadResult, version: int) -> None: ...
 
 
 @contextmanager
@@ -647,8 +666,11 @@ def seams(simulation: Simulation) -> Iterator[None]:
             "LAG_EVERY_S": (-1.0, NEVER),
             "DISK_CHECK_S": (-1.0,),
             "CHECK_EVERY_S": (-1.0, NEVER),
+            "FOLLOW_EVERY_S": (-1.0,),
         }.items():
             stack.enter_context(replaced(streammaml.worker, name, rng.choice(values)))
+        try_within_s = rng.choice([-1.0, NEVER])
+        stack.enter_context(replaced(streammaml.following, "TRY_WITHIN_S", try_within_s))
         yield
 
 

@@ -12,10 +12,12 @@ from streammaml.config import Config
 from streammaml.events import Batch, Decisions, Floats, Ints
 from streammaml.initialization import Initialization
 from streammaml.learner import Learner
+from streammaml.learner.kernels.callbacks import Network
 from streammaml.learner.snapshot import (
     DETECTOR,
     LIGHT,
     WEIGHTS,
+    Format,
     Item,
     context_of,
     is_expired,
@@ -58,6 +60,15 @@ class DictShelf:
 
     def crash(self) -> None:
         self.scratch.clear()
+
+
+def meaning(config: Config, key: bytes, value: bytes) -> bytes:
+    """A stored value without the version that a context at θ had when it was written."""
+    if not key.startswith(LIGHT):
+        return value
+    record = Format(config).unpack([key], [value])
+    record["version"][record["at_init"] == 1] = 0
+    return record.tobytes()
 
 
 @dataclass
@@ -103,10 +114,17 @@ def advance(
 class Partition:
     """A learner on a shelf that can be stopped and recovered at any event."""
 
-    def __init__(self, config: Config, initialization: Initialization, log: Log) -> None:
+    def __init__(
+        self,
+        config: Config,
+        initialization: Initialization,
+        log: Log,
+        network: Network | None = None,
+    ) -> None:
         self.config, self.initialization, self.log = config, initialization, log
+        self.network = network
         self.shelf = DictShelf()
-        self.learner = Learner(config, initialization, self.shelf)
+        self.learner = Learner(config, initialization, self.shelf, network)
         self.barrier_at = 0
         self.place = 0
 
@@ -135,7 +153,7 @@ class Partition:
     def restart(self, cuts: Sequence[int] = ()) -> None:
         """Lose the memory, recover the barrier, and replay to where it was."""
         self.shelf.crash()
-        self.learner = Learner(self.config, self.initialization, self.shelf)
+        self.learner = Learner(self.config, self.initialization, self.shelf, self.network)
         own = {k: v for k, v in self.shelf.durable.items() if k.startswith(b"@")}
         self.learner.restore(own)
         advance(self.learner, self.log, self.barrier_at, self.place, cuts)

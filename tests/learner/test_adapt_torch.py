@@ -65,18 +65,7 @@ def test_the_kernels_adapt_equals_torchs(
         scratch.activations[0, :rows, :8] = inputs
         known = np.ones(max(classes, 1), bool)
         scratch.y[:rows] = target
-        inner_loop.adapt(
-            fast,
-            meta.sizes,
-            meta.rates,
-            factor,
-            clip,
-            scratch.y,
-            known,
-            not classes,
-            rows,
-            scratch,
-        )
+        inner_loop.adapt(fast, meta, factor, clip, scratch.y, known, not classes, rows, scratch)
         ours.append(fast)
 
     theirs = in_torch(initialization, u, y, clip, factor)

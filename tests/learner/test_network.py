@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from streammaml.events import Float32s, Floats
 from streammaml.initialization import Initialization
 from streammaml.learner.kernels import network
-from streammaml.learner.state import Scratch, meta_of, new_scratch
+from streammaml.learner.state import Meta, Scratch, meta_of, new_scratch
 from tests.learner import reference
 from tests.learner.build import layers_of, make_config, make_initialization
 
@@ -31,8 +31,8 @@ class Case:
     regression: bool
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
-        return meta_of(self.initialization).sizes
+    def meta(self) -> Meta:
+        return meta_of(self.initialization)
 
     @property
     def seen(self) -> NDArray[np.bool_] | None:
@@ -87,7 +87,7 @@ def test_forward_equals_the_reference(hidden: list[int]) -> None:
     case = make_case(hidden, 5)
 
     theta, scratch = case.initialization.theta(), case.scratch
-    network.forward(theta, case.sizes, scratch.activations, ROWS, scratch.pad)
+    network.forward(theta, case.meta, scratch.activations, ROWS, scratch.pad)
 
     outputs = scratch.activations[-1, :ROWS, :5]
     expected = reference.forward(layers_of(case.initialization), case.u)
@@ -142,7 +142,7 @@ def test_loss_and_gradient_equal_the_reference(hidden: list[int], classes: int) 
     theta, out = case.initialization.theta(), case.scratch.gradient
 
     loss = network.gradient(
-        theta, case.sizes, case.y, case.known, case.regression, ROWS, case.scratch, out
+        theta, case.meta, case.y, case.known, case.regression, ROWS, case.scratch, out
     )
 
     layers = layers_of(case.initialization)
@@ -160,9 +160,7 @@ def test_gradient_equals_finite_differences(hidden: list[int], classes: int) -> 
     theta, out = case.initialization.theta(), case.scratch.gradient
     layers = layers_of(case.initialization)
 
-    network.gradient(
-        theta, case.sizes, case.y, case.known, case.regression, ROWS, case.scratch, out
-    )
+    network.gradient(theta, case.meta, case.y, case.known, case.regression, ROWS, case.scratch, out)
 
     for place in np.random.default_rng(6).choice(len(theta), 25):
         step = np.zeros(len(theta))

@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from streammaml.config import Config, LabelConfig, canonical
+from streammaml.config import Config, LabelConfig
 from streammaml.errors import RejectedError
-from streammaml.events import Event, Label, Reason, Task
+from streammaml.events import Event, Label, Reason, Task, canonical
 from streammaml.learner.schema import Collated, Labels, Schema
 
 FEATURES = [

@@ -102,8 +102,12 @@ def test_a_key_gives_its_context_back_whatever_it_is_called() -> None:
 # --- size --------------------------------------------------------------------------------------
 
 
-def test_a_light_part_is_short_and_grows_with_the_support_set() -> None:
+@pytest.mark.parametrize(("episodes", "ring", "slot"), [(False, 32, 18), (True, 48, 26)])
+def test_a_light_part_is_short_and_grows_with_the_ring(
+    episodes: bool, ring: int, slot: int
+) -> None:
     config = make_config(width=4, network="linear")
+    config = Config.build(config.model_dump(), {"episodes": {"enabled": episodes}})
     learner, shelf = make_learner(config), DictShelf()
     one = make_stream(1, 1, contexts=1, width=4)
     play(learner, one)
@@ -113,8 +117,8 @@ def test_a_light_part_is_short_and_grows_with_the_support_set() -> None:
     full = stored(learner, shelf)
 
     key = key_of(b"c/", one.contexts[0])
-    assert len(first[key] or b"") == 16 + 89 + 96 + 18
-    assert len(full[key] or b"") == 16 + 89 + 96 + 32 * 18 == 777 == Format(config).largest
+    assert len(first[key] or b"") == 16 + 89 + 96 + slot
+    assert len(full[key] or b"") == 16 + 89 + 96 + ring * slot == Format(config).largest
     assert len(full[key_of(b"w/", one.contexts[0])] or b"") == 16 + 4 * 18
 
 
@@ -176,7 +180,9 @@ def test_an_initialization_is_written_once_and_a_snapshot_changes_nothing() -> N
     play(learner, events_of("a"))
     later = stored(learner, shelf)
 
-    assert set(later) == {b"c/a", b"@init/7", b"@stream"}
+    assert set(later) == {b"c/a", b"@init/7", b"@init/0", b"@stream"}
+    assert later[b"@init/0"] is None
+    assert set(stored(learner, shelf)) == {b"@stream"}
 
 
 def test_weights_that_fell_back_to_theta_are_deleted() -> None:
@@ -220,7 +226,7 @@ def test_the_bytes_that_changed_are_estimated_from_above_and_not_by_much() -> No
     learner = Learner(config, make_initialization(config), shelf)
     assert learner.changed_bytes == 0
     for seed in range(4):
-        play(learner, make_stream(seed, 300, contexts=20))
+        play(learner, make_stream(seed, 800, contexts=20))
         items = dict(learner.snapshot())
         real = sum(len(value or b"") for key, value in items.items() if key[:1] != b"@")
 
@@ -278,13 +284,13 @@ def test_the_initialization_in_use_is_the_one_that_was_until_it_is_swapped() -> 
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_other_numbers_under_a_version_that_is_known_are_refused(restored: bool) -> None:
+def test_other_numbers_under_the_version_in_use_are_refused(restored: bool) -> None:
     config = make_config()
     one = replace(make_initialization(config, seed=5), version=3)
     other = replace(make_initialization(config, seed=6), version=3)
     shelf = DictShelf()
-    learner = Learner(config, one, shelf)
-    learner.swap(replace(other, version=4))
+    learner = Learner(config, replace(other, version=4), shelf)
+    learner.swap(one)
     if restored:
         stored(learner, shelf)
         learner = Learner(config, other, shelf)
@@ -293,9 +299,9 @@ def test_other_numbers_under_a_version_that_is_known_are_refused(restored: bool)
     assert not learner.same_initialization(other)
     with pytest.raises(InitializationError, match=r"as version 3: .*a version of its own"):
         learner.swap(other)
-    assert learner.version == 4
-    learner.swap(one)
     assert learner.version == 3
+    learner.swap(replace(other, version=4))
+    assert learner.version == 4
 
 
 def test_an_initialization_with_another_number_of_inner_steps_is_restored() -> None:
@@ -320,7 +326,7 @@ def test_without_the_initialization_that_is_in_use_the_state_is_damaged() -> Non
         Learner(case.config, case.initialization).restore(values)
 
 
-def test_without_its_weights_or_its_theta_a_context_is_damaged() -> None:
+def test_without_its_weights_a_context_is_damaged() -> None:
     case = case_of("mlp")
     values = values_of(case)
     heavy = key_of(b"w/", NAMES[1])
@@ -331,10 +337,6 @@ def test_without_its_weights_or_its_theta_a_context_is_damaged() -> None:
 
     with pytest.raises(DamagedError, match="there is no"):
         learner._memory.admit([NAMES[1]], 0)
-
-    unrestored = Learner(case.config, replace(case.initialization, version=8), shelf)
-    with pytest.raises(DamagedError, match="needs version 7"):
-        unrestored._memory.admit([NAMES[0]], 0)
 
 
 # --- damage ------------------------------------------------------------------------------------
@@ -396,7 +398,7 @@ def test_bytes_that_are_whole_but_wrong_reach_no_array(name: str) -> None:
         else:
             assert np.isfinite(decisions["predictions"]).all()
             assert np.isfinite(learner._contexts.fast).all()
-    assert refused > 60
+    assert refused > 50
 
 
 BAD_FIELDS = [
@@ -434,6 +436,7 @@ def test_a_number_that_cannot_be_is_refused(field: str, value: float) -> None:
     [
         ("mlp", "y", 3),
         ("mlp", "x", math.inf),
+        ("mlp", "offset", -3),
         ("regression", "y", math.nan),
         ("regression", "error_scale", 0.0),
         ("baseline", "baseline", math.nan),
@@ -444,12 +447,12 @@ def test_an_example_or_a_weight_that_cannot_be_is_refused(
 ) -> None:
     case = case_of(name)
     form = case.learner._form
-    record = form.gather(case.learner._contexts, np.array([1]))
-    if part in ("x", "y"):
+    record = form.gather(case.learner._contexts, np.array([3]))
+    if part in ("x", "y", "offset"):
         record["support"][part][0, -1] = value
     else:
         record[part] = value
-    key = key_of(b"c/", NAMES[1])
+    key = key_of(b"c/", NAMES[3])
 
     with pytest.raises(DamagedError, match="a number in it cannot be"):
         form.unpack([key], [seal(key, form.fingerprint, record.tobytes())])
@@ -528,7 +531,7 @@ def test_a_description_is_in_the_users_words() -> None:
     assert described["events"] == 7
     assert described["last_offset"] == 2**40
     assert described["adapted"]
-    # six labels on a ring of four: slots 2, 3, 0, 1
+    # the support set of a context with six labels: the newest four
     assert [example["label"] for example in described["support"]] == ["ja", 1.5, "ja", 2]
     assert described["support"][0]["features"] == {"f0": 0.5 + 0.625, "f1": None}
     assert described["features"]["f1"]["mean"] == 5 / 8

@@ -265,14 +265,26 @@ SUMS = ("count", "mean", "m2")
 
 def test_the_ring_wraps_around_and_holds_the_newest() -> None:
     learner, _ = make_tiny(0, support_size=4, warmup=[])
+    values = np.arange(22.0)
 
-    play(learner, one_context([0, 1, 2, 3, 4, 5], [10, 11, 12, 13, 14, 15]))
+    play(learner, one_context(values.tolist(), (values + 10).tolist()))
 
     row = row_of(learner, "only")
-    assert row["support_x"].ravel().tolist() == [4, 5, 2, 3]
-    assert row["support_y"].tolist() == [14, 15, 12, 13]
-    assert row["labels"] == 6
-    assert row["segment"] == 6
+    assert row["support_x"].ravel().tolist() == [20, 21, *range(2, 20)]
+    assert row["support_y"].tolist() == [30, 31, *range(12, 30)]
+    assert row["support_offsets"].tolist() == [-1] * 20
+    assert row["labels"] == 22
+    assert row["segment"] == 22
+
+
+def test_an_adaptation_uses_a_support_set_and_not_the_whole_ring() -> None:
+    learner, _ = make_tiny(2, support_size=4, warmup=[4], refresh_every=2)
+    values = np.arange(24.0)
+
+    decisions = play(learner, one_context(values.tolist(), (values % 2).tolist()))
+
+    used = decisions["support"]
+    assert used[used > 0].tolist() == [4] * 11
 
 
 def test_a_drift_starts_the_segment_at_four_with_a_new_detector_and_from_theta() -> None:

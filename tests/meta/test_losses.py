@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streammaml.events import Task
-from streammaml.meta.losses import Examples, Objective, loss
+from streammaml.meta.losses import Examples, Loss, Objective, loss, probabilities
 from tests.meta.build import CLASSES, REGRESSION, make_examples, make_spec
 
 
@@ -76,3 +76,38 @@ def test_a_class_slot_that_is_not_in_use_has_no_share_and_no_slope() -> None:
 
     assert loss(outputs, examples).tolist() == pytest.approx([math.log(2)])
     assert Objective(examples).slope(outputs).tolist() == [[[0.5, -0.5, 0.0, 0.0]]]
+
+
+def test_squared_error_has_the_value_computed_by_hand() -> None:
+    outputs = torch.tensor([[[0.5], [-3.0]]])
+    examples = Examples(torch.zeros(1, 2, 1), torch.tensor([[0.0, 0.0]]), torch.ones(1, 2))
+    objective = Objective(examples, Loss.MSE)
+
+    assert objective.loss(outputs).tolist() == [(0.25 + 9) / 2]
+    assert objective.slope(outputs).tolist() == [[[0.5], [-3.0]]]
+
+
+def test_hinge_has_the_value_computed_by_hand() -> None:
+    outputs = torch.tensor([[[0.5, -2.0, 9.0], [0.5, 0.25, 9.0]]])
+    examples = Examples(
+        torch.zeros(1, 2, 1), torch.tensor([[0, 1]]), torch.tensor([[3.0, 1.0]]), classes=2
+    )
+    objective = Objective(examples, Loss.HINGE)
+
+    assert objective.loss(outputs).tolist() == [0.75 * 0.5 + 0.25 * (1.5 + 0.75)]
+    assert objective.slope(outputs).tolist() == [[[-0.75, 0.0, 0.0], [0.25, -0.25, 0.0]]]
+
+
+def test_probabilities_of_margins_are_the_softmax_of_twice_them() -> None:
+    margins = torch.tensor([0.0, math.log(3.0) / 2, 7.0])
+
+    assert probabilities(margins, 2, Loss.HINGE).tolist() == pytest.approx([0.25, 0.75, 0.0])
+    assert probabilities(2 * margins, 2).tolist() == pytest.approx([0.25, 0.75, 0.0])
+
+
+@pytest.mark.parametrize(("task", "kind"), [(CLASSES, Loss.MSE), (REGRESSION, Loss.HINGE)])
+def test_a_loss_of_the_other_task_is_refused(task: Task, kind: Loss) -> None:
+    examples = make_examples(make_spec(task), seed=1)
+
+    with pytest.raises(ValueError, match=f"no loss {kind.value}"):
+        Objective(examples, kind)

@@ -24,6 +24,7 @@ STOP_TIMEOUT_S = 5.0
 """What a commit may still take once the process is to end: it has 10 s in all."""
 _SLICE_S = 0.2  # how long a wait does not look at the stop
 _JOIN_TIMEOUT_S = 2.0
+METADATA_AGE_MS = 30_000
 OVERHEAD_BYTES = 65_536
 """What headers and framing may add to a record."""
 
@@ -138,14 +139,43 @@ def record_room(config: Config) -> int:
 
 
 def state_room(config: Config) -> int:
-    """Bytes that the largest record of the state may need: weights twice, and the support set.
+    """Bytes that the largest record of the state may need: weights twice, and the examples.
 
     In powers of two from 4 MB on, so that few changes of the model need a change of the topic.
     """
     spec = spec_of(config)
     parameters = sum(math.prod(shape) for shape in spec.shapes().values())
-    needs = record_room(config) + 8 * parameters + 16 * spec.sizes[0] * config.learner.support_size
+    examples = config.learner.support_size + 16  # and the query set of an episode
+    needs = record_room(config) + 8 * parameters + 16 * spec.sizes[0] * examples
     return max(4_194_304, 1 << (needs - 1).bit_length())
+
+
+def initialization_room(config: Config) -> int:
+    """Bytes that the largest initialization may need: weights, a rate for each, feature nets.
+
+    In powers of two from 4 MB on, as for the state.
+    """
+    spec = spec_of(config)
+    shapes = {**spec.shapes(), **spec.optional_shapes()}
+    numbers = spec.steps * len(spec.shapes()) + sum(map(math.prod, shapes.values()))
+    names = sum(200 + 4 * len(name.encode()) for name in shapes)
+    needs = 4 * numbers + names + OVERHEAD_BYTES
+    return max(4_194_304, 1 << (needs - 1).bit_length())
+
+
+def reader_settings(config: Config, client_id: str, connect_timeout_s: float) -> dict[str, Any]:
+    """Of a consumer that is assigned what it reads, and is in no group."""
+    return client_settings(config.kafka, connect_timeout_s) | {
+        "client_id": client_id,
+        "group_id": None,
+        "enable_auto_commit": False,
+        "isolation_level": "read_committed",
+        "auto_offset_reset": "none",
+        "allow_auto_create_topics": False,
+        "fetch_max_wait_ms": 100,
+        "metadata_max_age_ms": METADATA_AGE_MS,
+        "metrics_enabled": False,
+    }
 
 
 def producer_settings(config: Config, connect_timeout_s: float) -> dict[str, Any]:
@@ -156,7 +186,7 @@ def producer_settings(config: Config, connect_timeout_s: float) -> dict[str, Any
         "linger_ms": 10,
         "batch_size": 131_072,
         "compression_type": None if codec == "none" else codec,
-        "max_request_size": state_room(config),
+        "max_request_size": max(state_room(config), initialization_room(config)),
         "max_block_ms": 15_000,
         "delivery_timeout_ms": 60_000,
         "metrics_enabled": False,
@@ -177,6 +207,13 @@ def refresh_metadata(consumer: Any, timeout_s: float) -> None:
     """Ask the broker anew for the partitions and the id of the consumer's topics."""
     manager = consumer._manager
     ask(manager.run, manager.wait_for, consumer._cluster.request_update(), timeout_s * 1000)
+
+
+def learn_topic(consumer: Any, topic: str, timeout_s: float) -> None:
+    """Wait until the partitions of one of the consumer's topics are known."""
+    deadline = time.monotonic() + timeout_s
+    while consumer._cluster.partitions_for_topic(topic) is None:
+        refresh_metadata(consumer, max(0.0, deadline - time.monotonic()))
 
 
 def topic_id(consumer: Any, topic: str) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import structlog
 
 from streammaml.backends.kafka.clients import (
     CLOSE_TIMEOUT_S,
@@ -15,77 +12,14 @@ from streammaml.backends.kafka.clients import (
     Deadline,
     ask,
     close_producer,
-    connect,
-    native,
     producer_settings,
-    translate,
 )
-from streammaml.backends.kafka.library import errors, kafka
 from streammaml.backends.kafka.member import KafkaMember
+from streammaml.backends.kafka.producers import Outbox, TransactionalProducer
 from streammaml.backends.kafka.topics import TopicAdmin
 from streammaml.backends.ports import Member, Message, Offsets, Partition
 from streammaml.config import Config
-from streammaml.errors import BackendError, FencedError
-
-log = structlog.get_logger(__name__)
-
-_WAKE_EVERY = 200
-_SUPERSEDED = (errors.InvalidProducerEpochError, errors.ProducerFencedError)
-
-
-class _Outbox:
-    """A producer, and what became of all that was given to it."""
-
-    def __init__(self, config: Config, settings: Mapping[str, Any]) -> None:
-        self.producer = connect(kafka.KafkaProducer, config.kafka, settings)
-        self._sent: list[Any] = []
-        self._last: dict[tuple[str, int], Any] = {}  # of each partition that was named
-
-    def learn_topics(self, names: Sequence[str]) -> None:
-        """Now, or the first send to each would wait for it."""
-        for name in names:
-            self.producer.partitions_for(name)
-
-    def send(self, messages: Sequence[Message]) -> None:
-        send, keep, last = self.producer.send, self._sent.append, self._last
-        sender = self.producer._sender
-        # While its thread is behind, the client wakes it for each message: more than half the time.
-        sender.wakeup = lambda: None
-        try:
-            for i, (topic, key, value, headers, partition) in enumerate(messages):
-                future = send(topic, value, key, list(headers), partition)
-                keep(future)
-                if partition is not None:
-                    last[topic, partition] = future
-                if i % _WAKE_EVERY == 0:
-                    sender._client.wakeup()
-        finally:
-            del sender.wakeup
-            sender.wakeup()
-
-    def flush(self, deadline: Deadline) -> None:
-        """The client's own limit is for each of its batches, and deaf to a stop."""
-        while True:
-            try:
-                self.producer.flush(deadline.slice_s())
-            except (errors.KafkaTimeoutError, errors.UnknownError):  # the latter of a split batch
-                if deadline.left_s() <= 0:
-                    raise
-            else:
-                break
-        sent, self._sent = self._sent, []
-        for future in sent:
-            if future.exception is not None:
-                raise future.exception
-
-    def placed(self) -> dict[Partition, int]:
-        """The offset after the last message of each partition that was named; then forget them."""
-        last, self._last = self._last, {}
-        return {Partition(*name): future.value.offset + 1 for name, future in last.items()}
-
-    def forget(self) -> None:
-        self._sent.clear()
-        self._last.clear()
+from streammaml.errors import BackendError
 
 
 class KafkaSink:
@@ -96,34 +30,18 @@ class KafkaSink:
     def __init__(
         self, config: Config, instance: str, *, connect_timeout_s: float = WORKER_CONNECT_TIMEOUT_S
     ) -> None:
-        self._instance = instance
-        self._timeout_s = config.kafka.transaction_timeout_ms / 1000
-        self._opened: float | None = None
-        self._broken = False
-        names = _require_topics(config, connect_timeout_s)
-        settings = producer_settings(config, connect_timeout_s) | {
-            "client_id": f"streammaml-{instance}",
-            "transactional_id": f"{config.kafka.group}-{instance}",
-            "transaction_timeout_ms": config.kafka.transaction_timeout_ms,
-            "max_block_ms": 8000,  # for init_transactions, which no stop interrupts
-        }
-        self._outbox = _Outbox(config, settings)
-        self._producer = self._outbox.producer
-        self._manager = self._producer._transaction_manager
-        # The client answers a superseded epoch by asking for a new one, and a commit under way
-        # then reports success for what the broker has dropped (seen).
-        self._manager._supports_epoch_bump = lambda: False
-        try:
-            self._ask(self._producer.init_transactions)
-            self._ask(self._outbox.learn_topics, names)
-        except BaseException:
-            self.close()
-            raise
+        self._producer = TransactionalProducer(
+            config,
+            f"{config.kafka.group}-{instance}",
+            f"another process runs as instance {instance!r} of this group: "
+            "give each its own with --instance",
+            _require_topics(config, connect_timeout_s),
+            client_id=f"streammaml-{instance}",
+            connect_timeout_s=connect_timeout_s,
+        )
 
     def send(self, messages: Sequence[Message]) -> None:
-        if messages:
-            self._begin()
-            self._ask(self._outbox.send, messages)
+        self._producer.send(messages)
 
     def commit(
         self,
@@ -132,76 +50,19 @@ class KafkaSink:
         barrier: Sequence[Message] = (),
         stop: threading.Event | None = None,
     ) -> Mapping[Partition, int]:
-        if not offsets and not barrier and self._opened is None:
+        if not offsets and not barrier and not self._producer.is_open:
             return {}
         assert isinstance(member, KafkaMember), "a Kafka sink commits for a Kafka source"
         if offsets:
             member.require_generation()
-        deadline = Deadline(self._timeout_s, stop)
-        self._begin()
-        self._ask(self._outbox.send, barrier)
-        self._ask(self._outbox.flush, deadline)
-        if offsets:
-            found = {native(p): kafka.OffsetAndMetadata(o, "", -1) for p, o in offsets.items()}
-            place = member.metadata
-            self._wait(deadline, lambda: self._manager.send_offsets_to_transaction(found, place))
-        self._wait(deadline, self._manager.begin_commit)
-        self._opened = None
-        return self._outbox.placed()
+        return self._producer.commit(barrier, offsets, member, stop)
 
     def abort(self) -> None:
-        self._abort(self._timeout_s)
+        self._producer.abort()
 
     def close(self) -> None:
         """Abort what is open, if that can still be done, and let go; bounded in time."""
-        try:
-            self._abort(1.0 if self._broken else CLOSE_TIMEOUT_S)
-        except BackendError as error:
-            log.info("abort_left_to_the_broker", error=str(error))
-        self._ask(close_producer, self._producer, 0.0 if self._broken else CLOSE_TIMEOUT_S)
-
-    def _abort(self, timeout_s: float) -> None:
-        if self._opened is not None:
-            self._wait(Deadline(timeout_s), self._manager.begin_abort)
-            self._outbox.forget()
-            self._opened = None
-
-    def _begin(self) -> None:
-        if self._opened is None:
-            self._opened = time.monotonic()
-            self._ask(self._producer.begin_transaction)
-
-    def _wait(self, deadline: Deadline, begin: Callable[[], Any]) -> None:
-        """Do what the client's own call does, which waits for ever (KAFKA.md, trap 5)."""
-        result = self._ask(begin)
-        self._producer._sender.wakeup()
-        while not self._ask(result.wait, deadline.slice_s() * 1000):
-            if deadline.left_s() <= 0:
-                self._broken = True
-                raise BackendError("the transaction did not end in time: its outcome is unknown")
-
-    def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return call(*args)
-        except Exception as error:
-            self._broken = True
-            cause = self._manager.last_error or error
-            raise self._explain(cause) from error
-
-    def _explain(self, cause: Exception) -> BackendError:
-        fenced = FencedError(
-            f"another process runs as instance {self._instance!r} of this group: "
-            "give each its own with --instance"
-        )
-        if isinstance(cause, errors.FencedInstanceIdError):
-            return fenced
-        if isinstance(cause, _SUPERSEDED):
-            # The broker supersedes a transaction that is too old, too: then no one took over.
-            age_s = 0.0 if self._opened is None else time.monotonic() - self._opened
-            if age_s < self._timeout_s:
-                return fenced
-            return BackendError(f"a transaction was open for {age_s:.0f} s: the broker ended it")
-        return translate(cause)
+        self._producer.close()
 
 
 class KafkaPlainSink:
@@ -224,7 +85,7 @@ class KafkaPlainSink:
             "client_id": f"streammaml-{instance}",
             "enable_idempotence": True,
         }
-        self._outbox = _Outbox(config, settings)
+        self._outbox = Outbox(config, settings)
         try:
             self._ask(self._outbox.learn_topics, names)
         except BaseException:
@@ -271,11 +132,14 @@ class KafkaPlainSink:
 
 
 def _require_topics(config: Config, connect_timeout_s: float) -> list[str]:
-    """All that the worker writes to."""
+    """All that the worker writes to; required is the topic that it follows, too."""
     topics = config.topics
     names = [topics.predictions, topics.adaptations, topics.dead_letters]
     if config.state.enabled:
         names.append(topics.state)
+    if config.episodes.enabled:
+        names.append(topics.episodes)
+    read = [topics.initializations] if config.learner.follow else []
     with TopicAdmin(config, connect_timeout_s=connect_timeout_s) as admin:
-        admin.require(names)
+        admin.require(names + read)
     return names

@@ -14,6 +14,7 @@ from streammaml.backends.kafka.clients import (
     ask,
     client_settings,
     connect,
+    learn_topic,
     native,
     ours,
     refresh_metadata,
@@ -78,7 +79,9 @@ class KafkaSource:
         _keep_joins(self._consumer._coordinator)
         self._consumer.subscribe([self._topic], listener=_Listener(self, self._consumer))
         try:
-            self._learn_topic(time.monotonic() + connect_timeout_s)
+            # A member that joins without knowing the partitions gets none, and the client may
+            # notice only after metadata_max_age_ms (seen).
+            learn_topic(self._consumer, self._topic, connect_timeout_s)
         except BackendError:
             self.close()
             raise
@@ -174,13 +177,6 @@ class KafkaSource:
             ask(self._consumer._client.close)  # a close that fails leaves its thread
         if before is None and self._fault is not None:
             raise self._fault
-
-    def _learn_topic(self, deadline: float) -> None:
-        """Wait for the partitions of the topic. A member that joins without knowing them gets
-        none, and the client may notice only after ``metadata_max_age_ms`` (seen).
-        """
-        while self._consumer._cluster.partitions_for_topic(self._topic) is None:
-            refresh_metadata(self._consumer, max(0.0, deadline - time.monotonic()))
 
     def _poll(self, deadline: float) -> Mapping[Partition, Sequence[Record]]:
         while True:

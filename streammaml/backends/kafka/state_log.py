@@ -8,9 +8,9 @@ from typing import Any
 from streammaml.backends.kafka.clients import (
     WORKER_CONNECT_TIMEOUT_S,
     ask,
-    client_settings,
     connect,
     native,
+    reader_settings,
     refresh_metadata,
     topic_id,
 )
@@ -24,7 +24,6 @@ from streammaml.errors import BackendError, ConfigError
 _ENDS_TIMEOUT_MS = 10_000
 _FETCH_BYTES = 16_777_216
 _POLL_RECORDS = 4000
-_METADATA_AGE_MS = 30_000
 
 
 class KafkaStateLog:
@@ -134,18 +133,9 @@ class KafkaStateReader:
 
 
 def _settings(config: Config, instance: str, connect_timeout_s: float) -> dict[str, Any]:
-    return client_settings(config.kafka, connect_timeout_s) | {
-        "client_id": f"streammaml-state-{instance}",
-        "group_id": None,
-        "enable_auto_commit": False,
-        "isolation_level": "read_committed",
-        "auto_offset_reset": "none",
-        "allow_auto_create_topics": False,
+    return reader_settings(config, f"streammaml-state-{instance}", connect_timeout_s) | {
         "max_poll_records": _POLL_RECORDS,
         "fetch_min_bytes": 1,
-        "fetch_max_wait_ms": 100,
         "fetch_max_bytes": 2 * _FETCH_BYTES,
         "max_partition_fetch_bytes": _FETCH_BYTES,
-        "metadata_max_age_ms": _METADATA_AGE_MS,
-        "metrics_enabled": False,
     }

@@ -11,6 +11,7 @@ from streammaml.backends.kafka.clients import (
     client_settings,
     close_producer,
     connect,
+    initialization_room,
     producer_settings,
     record_room,
     state_room,
@@ -28,6 +29,9 @@ _CHANGELOG = {
     "min.cleanable.dirty.ratio": 0.2,
     "max.compaction.lag.ms": 21_600_000,
 }
+# Few and large records, and the newest segment is never compacted; it must hold one of them.
+_VERSIONS_SEGMENT = 16_777_216
+_EPISODES = {"retention.ms": 604_800_000, "retention.bytes": 268_435_456}
 # A worker that was away for longer, and kept its disk, would miss what was deleted meanwhile.
 _TOMBSTONES_MS = 604_800_000
 
@@ -189,13 +193,20 @@ def _wanted(config: Config, events: int) -> dict[str, dict[str, Any]]:
     wanted = {}
     for name in _names(config):
         compacted = name in (t.initializations, t.state)
-        room = state_room(config) if name == t.state else record_room(config)
+        rooms = {t.state: state_room, t.initializations: initialization_room}
+        room = rooms.get(name, record_room)(config)
         settings: dict[str, int | float | str] = {
             "cleanup.policy": "compact" if compacted else "delete",
             "max.message.bytes": room,
         }
+        if compacted:
+            settings |= _CHANGELOG
         if name == t.state:
-            settings |= {**_CHANGELOG, "delete.retention.ms": _TOMBSTONES_MS}
+            settings["delete.retention.ms"] = _TOMBSTONES_MS
+        if name == t.initializations:
+            settings["segment.bytes"] = max(_VERSIONS_SEGMENT, room)
+        if name == t.episodes:
+            settings |= _EPISODES
         wanted[name] = {
             "num_partitions": 1 if name == t.initializations else events,
             "replication_factor": t.replication,
@@ -227,7 +238,7 @@ def _judge(name: str, spec: Mapping[str, Any], partitions: int, settings: dict[s
     if int(settings["max.message.bytes"]) < int(room):
         return (
             f"takes records of {settings['max.message.bytes']} bytes, needs {room} "
-            f"(worker.max_record_bytes, and the network for the state): "
+            f"(worker.max_record_bytes, and the network): "
             f"{change}max.message.bytes={room}"
         )
     if unfit := _unfit(spec["configs"], settings):
@@ -239,9 +250,9 @@ def _judge(name: str, spec: Mapping[str, Any], partitions: int, settings: dict[s
 
 def _unfit(wanted: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """What a changelog should have instead."""
-    if "segment.ms" not in wanted:
-        return {}
-    unfit = {key: wanted[key] for key in _CHANGELOG if float(settings[key]) > float(wanted[key])}
-    if 0 <= int(settings["delete.retention.ms"]) < int(wanted["delete.retention.ms"]):
-        unfit["delete.retention.ms"] = wanted["delete.retention.ms"]
+    limits = [key for key in _CHANGELOG if key in wanted]
+    unfit = {key: wanted[key] for key in limits if float(settings[key]) > float(wanted[key])}
+    least = int(wanted.get("delete.retention.ms", 0))
+    if 0 <= int(settings["delete.retention.ms"]) < least:
+        unfit["delete.retention.ms"] = str(least)
     return unfit

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from streammaml.backends.kafka.clients import (
     WORKER_CONNECT_TIMEOUT_S,
     ask,
-    client_settings,
     connect,
     native,
+    reader_settings,
     translate,
 )
 from streammaml.backends.kafka.library import Fetcher, errors, kafka
@@ -85,6 +85,14 @@ def _frames(error: BaseException) -> dict[Any, Mapping[str, Any]]:
     return found
 
 
+def drop_fetched(consumer: Any) -> None:
+    """What would make the next poll spin, or raise the same again."""
+    fetcher = consumer._fetcher
+    if fetcher._next_partition_records is not None:
+        fetcher._next_partition_records.drain()
+    fetcher._next_in_line_exception_metadata = None
+
+
 def next_readable(config: Config, partition: Partition, offset: int) -> int:
     """The first offset from ``offset`` on at which the partition can be read; perhaps its end.
 
@@ -102,15 +110,7 @@ class _Probe:
     """A consumer that may fail: what it has fetched is thrown away after each look."""
 
     def __init__(self, config: Config, partition: Partition) -> None:
-        settings = client_settings(config.kafka, WORKER_CONNECT_TIMEOUT_S) | {
-            "client_id": "streammaml-probe",
-            "group_id": None,
-            "enable_auto_commit": False,
-            "isolation_level": "read_committed",
-            "auto_offset_reset": "none",
-            "fetch_max_wait_ms": 100,
-            "metrics_enabled": False,
-        }
+        settings = reader_settings(config, "streammaml-probe", WORKER_CONNECT_TIMEOUT_S)
         self._consumer = connect(kafka.KafkaConsumer, config.kafka, settings)
         self._tp = native(partition)
         try:
@@ -170,16 +170,9 @@ class _Probe:
                 raise translate(error) from error
             return spot
         finally:
-            self._drop()
+            drop_fetched(self._consumer)
         raise UnavailableError(f"nothing comes from {self._tp} at {offset}")
 
     def _position(self) -> int:
         at: int = ask(self._consumer.position, self._tp, timeout_ms=0)
         return at
-
-    def _drop(self) -> None:
-        """What would make the next poll spin, or raise the same again."""
-        fetcher = self._consumer._fetcher
-        if fetcher._next_partition_records is not None:
-            fetcher._next_partition_records.drain()
-        fetcher._next_in_line_exception_metadata = None

@@ -9,13 +9,17 @@ name fences the older one. The conformance suite runs on both.
 from streammaml.backends.memory.broker import MemoryBroker
 from streammaml.backends.memory.clients import MemoryPlainSink, MemorySink, MemorySource
 from streammaml.backends.memory.log import MemoryRecord
+from streammaml.backends.memory.publisher import MemoryPublisher
 from streammaml.backends.memory.state_log import MemoryStateLog
+from streammaml.backends.memory.tail import MemoryTail
 
 __all__ = [
     "MemoryBroker",
     "MemoryPlainSink",
+    "MemoryPublisher",
     "MemoryRecord",
     "MemorySink",
     "MemorySource",
     "MemoryStateLog",
+    "MemoryTail",
 ]

@@ -60,8 +60,9 @@ class MemoryBroker:
     """All state of the twin. ``step`` is called before and after what is durable on a broker.
 
     Its names: ``poll``, ``check``, ``send``, ``commit`` (before), ``barrier`` (the barrier is
-    sent, the offsets are not), ``committed`` (after), ``abort`` and ``read_state``. A test raises
-    from it to fail there.
+    sent, the offsets are not), ``committed`` (after), ``abort``, ``read_state``, ``poll_tail``,
+    ``publish`` (all is sent, nothing visible) and ``published``. A test raises from it to fail
+    there.
     """
 
     def __init__(

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from streammaml.backends.memory.broker import MemoryBroker, MemoryMember
-from streammaml.backends.memory.log import Fate, MemoryRecord, Transaction
+from streammaml.backends.memory.log import MemoryRecord
+from streammaml.backends.memory.producer import MemoryProducer
 from streammaml.backends.ports import (
     Member,
     Message,
@@ -181,15 +182,13 @@ class MemorySink:
 
     def __init__(self, broker: MemoryBroker, config: Config, instance: str) -> None:
         self._broker = broker
-        self._instance = instance
-        self._id = f"{config.kafka.group}-{instance}"
-        self._transaction: Transaction | None = None
         self._placed: dict[Partition, int] = {}
-        broker.enter(self._id, self)
+        name = f"{config.kafka.group}-{instance}"
+        self._producer = MemoryProducer(broker, name, _TWIN.format(instance))
 
     def send(self, messages: Sequence[Message]) -> None:
         with self._broker.changed:
-            self._check()
+            self._producer.check()
             self._broker.step("send")
             self._append(messages)
 
@@ -201,22 +200,20 @@ class MemorySink:
         stop: threading.Event | None = None,
     ) -> Mapping[Partition, int]:
         with self._broker.changed:
-            self._check()
+            self._producer.check()
             self._broker.step("commit")
             if offsets:
                 _must_be_current(self._broker, member)
             self._append(barrier)
             self._broker.step("barrier")
-            transaction, self._transaction = self._transaction or Transaction(), None
             placed, self._placed = self._placed, {}
-            group = member.group if isinstance(member, MemoryMember) else ""
-            self._broker.settle(transaction, Fate.COMMITTED, offsets, group)
+            self._producer.commit(offsets, member.group if isinstance(member, MemoryMember) else "")
             self._broker.step("committed")
             return placed
 
     def abort(self) -> None:
         with self._broker.changed:
-            self._check()
+            self._producer.check()
             self._broker.step("abort")
             self.drop()
 
@@ -225,21 +222,11 @@ class MemorySink:
 
     def drop(self) -> None:
         """Abort what is open, if anything is."""
-        with self._broker.changed:
-            self._placed = {}
-            if self._transaction is not None:
-                self._broker.settle(self._transaction, Fate.ABORTED, {}, "")
-                self._transaction = None
+        self._placed = {}
+        self._producer.drop()
 
     def _append(self, messages: Sequence[Message]) -> None:
-        if messages and self._transaction is None:
-            self._transaction = Transaction()
-        places = self._broker.append(messages, self._transaction)
-        self._placed.update(_named(messages, places))
-
-    def _check(self) -> None:
-        if not self._broker.owns(self._id, self):
-            raise FencedError(_TWIN.format(self._instance))
+        self._placed.update(_named(messages, self._producer.append(messages)))
 
 
 class MemoryPlainSink:

@@ -27,10 +27,10 @@ def learn(
     """One clipped step of ``weights`` [P] on the input in scratch; back to θ if not finite."""
     scratch.y[0] = target
     step = scratch.gradient
-    gradient(weights, meta.sizes, scratch.y, stream.known, policy.regression, 1, scratch, step)
+    gradient(weights, meta, scratch.y, stream.known, policy.regression, 1, scratch, step)
     length = norm(step, scratch.sums)
     if length > 0.0 and np.isfinite(length):
         factor = policy.baseline_rate * min(1.0, policy.clip / length)
-        descend(weights, step, factor, meta.sizes, scratch.unit_rates)
+        descend(weights, step, factor, meta.lengths, scratch.unit_rates, scratch.zeros[:0])
     if not np.isfinite(norm(weights, scratch.sums)):
         copy(meta.theta, weights)

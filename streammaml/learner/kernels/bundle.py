@@ -17,9 +17,17 @@ from numba.experimental import structref
 
 from streammaml.events import Packed
 from streammaml.learner.kernels.compiler import SETTINGS, entry, inline
-from streammaml.learner.state import ContextState, Meta, Outputs, Policy, Scratch, StreamState
+from streammaml.learner.state import (
+    Captures,
+    ContextState,
+    Meta,
+    Outputs,
+    Policy,
+    Scratch,
+    StreamState,
+)
 
-FIELDS = ["contexts", "stream", "meta", "policy", "scratch"]
+FIELDS = ["contexts", "stream", "meta", "policy", "scratch", "captures"]
 
 
 @structref.register
@@ -45,6 +53,7 @@ class Bundle(Base):  # type: ignore[misc]  # which base, NUMBA_DISABLE_JIT says
     meta: Meta
     policy: Policy
     scratch: Scratch
+    captures: Captures
 
 
 if not SETTINGS["DISABLE_JIT"]:
@@ -59,6 +68,7 @@ class Parts(NamedTuple):
     meta: Meta
     policy: Policy
     scratch: Scratch
+    captures: Captures
     out: Outputs
 
 
@@ -70,6 +80,7 @@ def parts_of(bundle: Bundle, packed: Packed) -> Parts:
         bundle.meta,
         bundle.policy,
         bundle.scratch,
+        bundle.captures,
         unpack(packed),
     )
 
@@ -100,16 +111,26 @@ def unpack(packed: Packed) -> Outputs:
 
 @entry
 def _compiled(
-    contexts: ContextState, stream: StreamState, meta: Meta, policy: Policy, scratch: Scratch
+    contexts: ContextState,
+    stream: StreamState,
+    meta: Meta,
+    policy: Policy,
+    scratch: Scratch,
+    captures: Captures,
 ) -> Bundle:
-    return Bundle(contexts, stream, meta, policy, scratch)
+    return Bundle(contexts, stream, meta, policy, scratch, captures)
 
 
 def bundle(
-    contexts: ContextState, stream: StreamState, meta: Meta, policy: Policy, scratch: Scratch
+    contexts: ContextState,
+    stream: StreamState,
+    meta: Meta,
+    policy: Policy,
+    scratch: Scratch,
+    captures: Captures,
 ) -> Bundle:
     """Unpack a partition."""
-    parts = (contexts, stream, meta, policy, scratch)
+    parts = (contexts, stream, meta, policy, scratch, captures)
     if SETTINGS["DISABLE_JIT"]:
         return Bundle(**dict(zip(FIELDS, parts, strict=True)))
     return _compiled(*parts)

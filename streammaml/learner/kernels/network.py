@@ -4,6 +4,9 @@ Rule: parameters are one contiguous vector [P] (weight 0, bias 0, weight 1, …)
 weights are one row. ``sizes`` [L+1]; activations [L+1, S, W] with W the widest layer; the inputs
 stand in ``activations[0]``. Loops run over contiguous rows, taken out first: LLVM turns that into
 vector code without fastmath.
+
+A network of the user's own (``meta.callbacks``) has one layer here, of inputs and outputs; its
+passes are called, and what a failed one should have written is NaN.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streammaml.events import Float32s, Floats
+from streammaml.learner.kernels.callbacks import call_backward, call_forward
 from streammaml.learner.kernels.compiler import inline, jit
 from streammaml.learner.kernels.matmul import LANES, product
 from streammaml.learner.kernels.vectors import transpose
-from streammaml.learner.state import Scratch
+from streammaml.learner.state import Meta, Scratch
 
 ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
@@ -38,14 +42,28 @@ def affine(
 
 
 @jit
+def forward_outside(
+    parameters: Float32s, meta: Meta, activations: Float32s, rows: int, keep: int
+) -> None:
+    """The outputs by a callback; ``keep`` 1: for a gradient."""
+    inputs, outputs = activations[0], activations[1]
+    stride = activations.shape[2]
+    done = call_forward(meta.callbacks[0], parameters, inputs, outputs, stride, rows, keep)
+    if done == 0:
+        for s in range(rows):
+            for k in range(meta.sizes[1]):
+                outputs[s, k] = np.float32(np.nan)
+
+
+@jit
 def forward(
-    parameters: Float32s,
-    sizes: NDArray[np.int64],
-    activations: Float32s,
-    rows: int,
-    pad: Float32s,
+    parameters: Float32s, meta: Meta, activations: Float32s, rows: int, pad: Float32s
 ) -> None:
     """Fill activations[1:] for the first ``rows`` inputs; the last one holds the outputs [., K]."""
+    if meta.callbacks[0] != 0:
+        forward_outside(parameters, meta, activations, rows, 0)
+        return
+    sizes = meta.sizes
     offset = 0
     layers = sizes.shape[0] - 1
     for layer in range(layers):
@@ -139,9 +157,9 @@ def input_gradient(
 
 
 @jit
-def gradient(
+def gradient_outside(
     parameters: Float32s,
-    sizes: NDArray[np.int64],
+    meta: Meta,
     y: Floats,
     known: NDArray[np.bool_],
     regression: bool,
@@ -149,13 +167,43 @@ def gradient(
     scratch: Scratch,
     out: Float32s,
 ) -> float:
-    """Write the gradient [P] of the mean loss on the inputs in scratch; return that loss."""
+    """``gradient`` by callbacks; NaN where the loss is."""
+    activations, delta = scratch.activations, scratch.deltas[0]
+    forward_outside(parameters, meta, activations, rows, 1)
+    loss = output_losses(activations[1], y, known, regression, rows, delta)
+    stride = activations.shape[2]
+    if np.isnan(loss) or call_backward(meta.callbacks[1], delta, out, stride, rows) == 0:
+        for i in range(out.shape[0]):
+            out[i] = np.float32(np.nan)
+        return np.nan
+    return loss
+
+
+@jit
+def gradient(
+    parameters: Float32s,
+    meta: Meta,
+    y: Floats,
+    known: NDArray[np.bool_],
+    regression: bool,
+    rows: int,
+    scratch: Scratch,
+    out: Float32s,
+    lowest: int = 0,
+) -> float:
+    """Write the gradient [P] of the mean loss on the inputs in scratch; return that loss.
+
+    What belongs to layers below the ``lowest`` stays as it was, or is written all the same.
+    """
+    if meta.callbacks[0] != 0:
+        return gradient_outside(parameters, meta, y, known, regression, rows, scratch, out)
+    sizes = meta.sizes
     layers = sizes.shape[0] - 1
     activations, deltas = scratch.activations, scratch.deltas
-    forward(parameters, sizes, activations, rows, scratch.pad)
+    forward(parameters, meta, activations, rows, scratch.pad)
     loss = output_losses(activations[layers], y, known, regression, rows, deltas[layers % 2])
     end = parameters.shape[0]
-    for layer in range(layers - 1, -1, -1):
+    for layer in range(layers - 1, lowest - 1, -1):
         m, n = sizes[layer], sizes[layer + 1]
         delta = deltas[(layer + 1) % 2]
         start = end - (m * n + n)
@@ -163,7 +211,7 @@ def gradient(
         weight_gradient(activations[layer], delta, rows, scratch, own)
         bias = out[end - n : end].reshape(1, n)
         product(scratch.ones, delta, scratch.zeros, bias, 1, rows, n, NO_FLOOR, scratch.pad)
-        if layer > 0:
+        if layer > lowest:
             weight = parameters[start : start + m * n].reshape(m, n)
             input_gradient(activations[layer], weight, delta, rows, scratch, deltas[layer % 2])
         end = start

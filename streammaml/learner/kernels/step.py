@@ -14,7 +14,7 @@ import numpy as np
 
 from streammaml.events import Float32s, Floats, Packed
 from streammaml.learner.kernels import adapt as inner_loop
-from streammaml.learner.kernels import baseline, detector, network, scaler
+from streammaml.learner.kernels import baseline, capture, detector, network, scaler
 from streammaml.learner.kernels.bundle import Bundle, Parts, parts_of
 from streammaml.learner.kernels.compiler import SETTINGS, entry, inline, jit
 from streammaml.learner.kernels.vectors import copy, norm
@@ -62,9 +62,9 @@ def serve(p: Parts, parameters: Float32s, out: Float32s) -> bool:
 
     A class's probability, or the value, clipped to the range of the labels seen so far.
     """
-    sizes, scratch, stream = p.meta.sizes, p.scratch, p.stream
-    network.forward(parameters, sizes, scratch.activations, 1, scratch.pad)
-    outputs = scratch.activations[sizes.shape[0] - 1, 0]
+    scratch, stream = p.scratch, p.stream
+    network.forward(parameters, p.meta, scratch.activations, 1, scratch.pad)
+    outputs = scratch.activations[p.meta.sizes.shape[0] - 1, 0]
     if not p.policy.regression:
         return network.softmax(outputs, stream.known, out)
     if not np.isfinite(outputs[0]):
@@ -156,12 +156,14 @@ def scaled_target(p: Parts, y: float) -> float:
 
 
 @inline
-def remember(p: Parts, row: int, x: Float32s, y: float) -> None:
-    """Add an example to the context's support ring."""
+def remember(p: Parts, row: int, x: Float32s, y: float, offset: int) -> None:
+    """Add an example to the context's ring."""
     contexts = p.contexts
     slot = contexts.labels[row] % contexts.support_y.shape[1]
     copy(x, contexts.support_x[row, slot])
     contexts.support_y[row, slot] = y
+    if contexts.support_offsets.shape[1] > 0:
+        contexts.support_offsets[row, slot] = offset
     contexts.labels[row] += 1
     contexts.segment[row] += 1
 
@@ -195,9 +197,9 @@ def due(p: Parts, row: int, level: int) -> int:
 @jit
 def judge(p: Parts, parameters: Float32s, rows: int) -> float:
     """Mean loss of ``parameters`` on the ``rows`` examples in scratch; NaN if not finite."""
-    sizes, scratch = p.meta.sizes, p.scratch
-    network.forward(parameters, sizes, scratch.activations, rows, scratch.pad)
-    outputs = scratch.activations[sizes.shape[0] - 1]
+    scratch = p.scratch
+    network.forward(parameters, p.meta, scratch.activations, rows, scratch.pad)
+    outputs = scratch.activations[p.meta.sizes.shape[0] - 1]
     return network.output_losses(
         outputs, scratch.y, p.stream.known, p.policy.regression, rows, scratch.deltas[0]
     )
@@ -214,8 +216,7 @@ def fit(p: Parts, row: int, newest: int, held_out: int, continued: bool) -> floa
     load_support(p, row, newest)
     return inner_loop.adapt(
         candidate,
-        p.meta.sizes,
-        p.meta.rates,
+        p.meta,
         0.5 if continued else 1.0,
         p.policy.clip,
         p.scratch.y,
@@ -241,7 +242,7 @@ def replace_fast(p: Parts, row: int, candidate: Float32s) -> None:
 def adapt(p: Parts, row: int, trigger: int, i: int) -> None:
     """Adapt a candidate and let it replace the fast weights, or not; write what was decided."""
     contexts, out, scratch = p.contexts, p.out, p.scratch
-    newest = min(contexts.segment[row], contexts.support_y.shape[1])
+    newest = min(contexts.segment[row], scratch.y.shape[0])  # S; the ring may be longer
     continued = trigger == SCHEDULE
     judged = min(min(max(newest // 4, 3), 8), newest)
     tested = p.policy.held_out_test and newest >= HELD_OUT_FROM
@@ -272,7 +273,7 @@ def adapt(p: Parts, row: int, trigger: int, i: int) -> None:
 
 
 @jit
-def learn(p: Parts, row: int, x: Float32s, y: float, level: int, i: int) -> None:
+def learn(p: Parts, row: int, x: Float32s, y: float, offset: int, level: int, i: int) -> None:
     """Take the label of event ``i`` in: baseline, support set, adaptation, scalers last.
 
     A class exists from its first label on.
@@ -284,7 +285,9 @@ def learn(p: Parts, row: int, x: Float32s, y: float, level: int, i: int) -> None
     if contexts.baseline.shape[1] > 0:
         weights, target = contexts.baseline[row], scaled_target(p, y)
         baseline.learn(weights, target, p.meta, stream, p.policy, p.scratch)
-    remember(p, row, x, y)
+    remember(p, row, x, y, offset)
+    if capture.is_due(p, row):
+        capture.take(p, row, i)
     if level == detector.DRIFT:
         detector.reset(contexts.detector[row])
         contexts.segment[row] = min(p.policy.after_drift, contexts.labels[row])
@@ -344,7 +347,7 @@ def events(
         else:
             score(p, row, y[i], i)
             level = detector.update(p.contexts.detector[row], p.out.signal[i], p.policy)
-            learn(p, row, x[i], y[i], level, i)
+            learn(p, row, x[i], y[i], offsets[i], level, i)
         finish(p, row, offsets[i])
 
 
@@ -363,7 +366,7 @@ def from_level(
     if np.isnan(y[i]):
         scaler.learn_x(p.contexts, p.stream, rows[i], x[i])
     else:
-        learn(p, rows[i], x[i], y[i], level, i)
+        learn(p, rows[i], x[i], y[i], offsets[i], level, i)
     finish(p, rows[i], offsets[i])
 
 

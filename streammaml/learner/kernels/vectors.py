@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]  # ships no types
@@ -11,15 +11,16 @@ from numba import types
 from numba.core.types import Type
 from numba.extending import intrinsic
 
-from streammaml.events import Float32s
+from streammaml.events import Float32s, Floats
 from streammaml.learner.kernels.compiler import SETTINGS, inline, jit
 from streammaml.learner.kernels.matmul import FLOAT_BYTES, LANES, VECTOR, Addresses
 
 SUMS = 256
+Numbers = TypeVar("Numbers", Float32s, Floats)
 
 
 @inline
-def copy(source: Float32s, target: Float32s) -> None:
+def copy(source: Numbers, target: Numbers) -> None:
     """target[:] = source, which numba writes eight times as slow, and with room for overlaps."""
     for i in range(target.shape[0]):
         target[i] = source[i]

@@ -12,28 +12,34 @@ import kafka  # type: ignore[import-untyped]  # kafka-python has no types
 from streammaml.backends.kafka import (
     KafkaFeed,
     KafkaPlainSink,
+    KafkaPublisher,
     KafkaSink,
     KafkaSource,
     KafkaStateLog,
+    KafkaTail,
     TopicAdmin,
     client_settings,
 )
 from streammaml.backends.memory import (
     MemoryBroker,
     MemoryPlainSink,
+    MemoryPublisher,
     MemorySink,
     MemorySource,
     MemoryStateLog,
+    MemoryTail,
 )
 from streammaml.backends.ports import (
     Message,
     OnRebalance,
     Partition,
+    Publisher,
     Rebalance,
     Record,
     Sink,
     Source,
     StateLog,
+    Tail,
 )
 from streammaml.config import Config
 from tests.kafka_broker import wait_until
@@ -68,10 +74,13 @@ class World(Protocol):
         ...
 
     def state_log(self) -> StateLog: ...
+    def tail(self, topic: str, newest: int | None = None) -> Tail: ...
+    def publisher(self) -> Publisher: ...
     def produce(self, messages: Sequence[Message]) -> None: ...
     def visible(self, topic: str) -> list[Record]: ...
     def committed(self, partition: Partition) -> int | None: ...
     def delete_records(self, partition: Partition, before: int) -> None: ...
+    def delete_topic(self, topic: str) -> None: ...
     def evict(self, instance: str) -> None: ...
     def add_partitions(self, topic: str, count: int) -> None: ...
     def make_anew(self, topic: str) -> None: ...
@@ -93,6 +102,12 @@ class MemoryWorld:
     def state_log(self) -> StateLog:
         return MemoryStateLog(self.broker, self.config)
 
+    def tail(self, topic: str, newest: int | None = None) -> Tail:
+        return MemoryTail(self.broker, topic, newest)
+
+    def publisher(self) -> Publisher:
+        return MemoryPublisher(self.broker, self.config)
+
     def produce(self, messages: Sequence[Message]) -> None:
         self.broker.append(messages)
 
@@ -104,6 +119,9 @@ class MemoryWorld:
 
     def delete_records(self, partition: Partition, before: int) -> None:
         self.broker.delete_records(partition, before)
+
+    def delete_topic(self, topic: str) -> None:
+        self.broker.delete_topic(topic)
 
     def evict(self, instance: str) -> None:
         self.broker.evict(self.config.kafka.group, instance)
@@ -134,6 +152,12 @@ class KafkaWorld:
 
     def state_log(self) -> StateLog:
         return KafkaStateLog(self.config, "a")
+
+    def tail(self, topic: str, newest: int | None = None) -> Tail:
+        return KafkaTail(self.config, "a", topic, newest=newest)
+
+    def publisher(self) -> Publisher:
+        return KafkaPublisher(self.config)
 
     def produce(self, messages: Sequence[Message]) -> None:
         feed = KafkaFeed(self.config)
@@ -186,12 +210,16 @@ class KafkaWorld:
         admin.create_partitions({topic: len(found["partitions"]) + count})
         admin.close()
 
-    def make_anew(self, topic: str) -> None:
+    def delete_topic(self, topic: str) -> None:
         admin = kafka.KafkaAdminClient(**self._settings)
         admin.delete_topics([topic])
         admin.close()
         with TopicAdmin(self.config) as ours:
             wait_until(lambda: not ours.partitions([topic]), TIMEOUT_S, "the topic is gone")
+
+    def make_anew(self, topic: str) -> None:
+        self.delete_topic(topic)
+        with TopicAdmin(self.config) as ours:
             ours.ensure()
 
 
