@@ -2,76 +2,71 @@
 
     loss = mean over tasks of the query loss after adaptation + .3 × the same at θ
 
-The inner rates are learned with θ and stay positive: α = softplus(raw). One flat vector holds θ and
-the raw rates, so that Adam and the norm are a handful of operations whatever the depth.
-
 Rule: :func:`start` and :func:`outer_step` are pure, a state is never changed. A loss or a gradient
 that is not finite is a value: the step is skipped and counted, nothing moves. How many threads
 torch uses is the caller's choice; one is fastest at the default size.
 
 References:
-    Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning", 2017. Antoniou, Edwards, Storkey,
-    "How to train your MAML", 2018. Kingma, Ba, "Adam", 2015.
+    Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning", 2017. Li, Zhou, Chen, Li, "Meta-SGD",
+    2017. Antoniou, Edwards, Storkey, "How to train your MAML", 2018. Nichol, Achiam, Schulman,
+    "On first-order meta-learning algorithms" (Reptile), 2018. Raghu, Raghu, Bengio, Vinyals,
+    "Rapid learning or feature reuse?" (ANIL), 2019.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from streammaml.initialization import Initialization, Spec
-from streammaml.meta import networks
+from streammaml.initialization import Initialization
 from streammaml.meta.episodes import Episodes
-from streammaml.meta.inner_loop import adapt
-from streammaml.meta.losses import loss
-from streammaml.meta.networks import Parameters
+from streammaml.meta.inner_loop import InnerLoop, adapt
+from streammaml.meta.losses import Loss, Objective
+from streammaml.meta.modules import network_of
+from streammaml.meta.networks import MLP, Network, Parameters
+from streammaml.meta.optimizer import advance
+from streammaml.meta.outer_state import (
+    Meta,
+    OuterSettings,
+    OuterState,
+    Rule,
+    finish,
+    meta_of,
+    pack,
+    start,
+    unpack,
+)
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
+__all__ = [
+    "Losses",
+    "Meta",
+    "OuterSettings",
+    "OuterState",
+    "Report",
+    "Rule",
+    "evaluate",
+    "finish",
+    "meta_loss",
+    "meta_of",
+    "outer_step",
+    "pack",
+    "refine",
+    "scheduled",
+    "start",
+    "task_losses",
+    "unpack",
+]
+
 COSINE_END = 0.01
 """The learning rate that a cosine ends at, as a share of the one it starts from."""
-LEAST_RATE = 1e-6
 TAIL = 100
 """Losses of the latest steps that a report keeps."""
-
-
-class Rule(StrEnum):
-    """How the outer gradient passes through the inner loop."""
-
-    FOMAML = "fomaml"
-    MAML = "maml"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OuterSettings:
-    rule: Rule = Rule.FOMAML
-    learning_rate: float = 2e-3
-    cosine: bool = False
-    """Let the learning rate fall along half a cosine over the run: offline pre-training."""
-    inner_clip: float = 5.0
-    outer_clip: float = 5.0
-    init_weight: float = 0.3
-    """Weight of the query loss at θ, before adaptation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OuterState:
-    """What one outer step hands to the next; R = steps × 2L raw rates."""
-
-    spec: Spec
-    vector: Tensor  # [P + R], θ, then the raw rates
-    mean: Tensor  # [P + R], Adam's first moment
-    square: Tensor  # [P + R], Adam's second moment
-    taken: int = 0
-    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +77,8 @@ class Report:
     skipped: int
     losses: tuple[float, ...]
     """Training loss of the latest steps that were taken, at most 100, oldest first."""
+    second_order: bool
+    """Not where the rule asks for it but the loss has no curvature."""
 
 
 class Losses(NamedTuple):
@@ -92,31 +89,22 @@ class Losses(NamedTuple):
 
 
 def meta_loss(
-    parameters: Mapping[str, Tensor], rates: Tensor, episodes: Episodes, settings: OuterSettings
+    meta: Meta, episodes: Episodes, settings: OuterSettings, network: Network = MLP
 ) -> Tensor:
-    """Loss [] of unstacked ``parameters`` and ``rates`` [steps, 2L], differentiable in both."""
-    fast = adapt(
-        parameters,
-        rates,
-        episodes.support,
+    """Loss [] of an unstacked ``meta``, differentiable in it.
+
+    Its gradient is the rule's outer gradient: for Reptile θ − φ, whatever the loss.
+    """
+    loop = InnerLoop(
         clip_norm=settings.inner_clip,
-        first_order=settings.rule is Rule.FOMAML,
-        differentiable=True,
+        loss=settings.loss,
+        network=network,
+        first_order=not settings.second_order,
     )
-    adapted, init = _query_loss(fast, episodes), _init_loss(parameters, episodes)
+    if settings.rule is Rule.REPTILE:
+        return _towards_fast_weights(meta, episodes, loop, settings)
+    init, adapted = _losses(meta, episodes, loop, differentiable=True)
     return adapted.mean() + settings.init_weight * init.mean()
-
-
-def start(initialization: Initialization) -> OuterState:
-    """The state before the first step; its rates are those of the initialization, from 1e-6 up."""
-    theta = torch.from_numpy(initialization.theta())
-    rates = torch.tensor(initialization.tensors["rates"], dtype=torch.float64)
-    rates = rates.flatten().clamp_min(LEAST_RATE)
-    # softplus⁻¹(r) in a form that neither overflows nor loses small rates.
-    raw = rates + torch.log(-torch.expm1(-rates))
-    vector = torch.cat([theta, raw.float()])
-    zeros = torch.zeros_like(vector)
-    return OuterState(spec=initialization.spec, vector=vector, mean=zeros, square=zeros)
 
 
 def outer_step(
@@ -125,22 +113,17 @@ def outer_step(
     """One Adam step on one meta-batch; the new state, and the loss before the step."""
     vector = state.vector.detach().requires_grad_()
     with torch.enable_grad():
-        parameters, rates = _unpack(vector, state.spec)
-        total = meta_loss(parameters, rates, episodes, settings)
+        total = meta_loss(meta_of(state, vector), episodes, settings, network_of(state.spec))
     (gradient,) = torch.autograd.grad(total, vector)
-    norm = float(torch.linalg.vector_norm(gradient))
     value = float(total.detach())
-    if not (math.isfinite(norm) and math.isfinite(value)):
-        return replace(state, skipped=state.skipped + 1), value
-    gradient = gradient * min(1.0, settings.outer_clip / max(norm, EPSILON))
-    return _adam(state, gradient, learning_rate), value
-
-
-def finish(state: OuterState, parent: Initialization) -> Initialization:
-    """The next version after ``parent``; raises InitializationError if it is not finite."""
-    parameters, rates = _unpack(state.vector, state.spec)
-    tensors = {n: t.detach().numpy().copy() for n, t in {**parameters, "rates": rates}.items()}
-    return replace(parent, tensors=tensors, version=parent.version + 1, parent=parent.version)
+    descent = advance(
+        state.descent,
+        gradient,
+        value,
+        learning_rate=learning_rate,
+        clip_norm=settings.outer_clip,
+    )
+    return replace(state, descent=descent), value
 
 
 def refine(
@@ -160,69 +143,121 @@ def refine(
         The next version, or the given initialization itself if no step was taken; and a report.
     """
     settings = settings or OuterSettings()
-    state, losses = start(initialization), deque[float](maxlen=TAIL)
+    state, losses = start(initialization, settings), deque[float](maxlen=TAIL)
     for done in range(steps):
         episodes = sample_episodes()
         if episodes is None:
             break
         before = state
-        state, value = outer_step(before, episodes, settings, _scheduled(settings, done, steps))
+        state, value = outer_step(before, episodes, settings, scheduled(settings, done, steps))
         if state.taken > before.taken:
             losses.append(value)
         if on_progress is not None:
             on_progress(done + 1, steps, value)
-    report = Report(taken=state.taken, skipped=state.skipped, losses=tuple(losses))
+    report = Report(
+        taken=state.taken,
+        skipped=state.skipped,
+        losses=tuple(losses),
+        second_order=settings.second_order,
+    )
     return (finish(state, initialization) if state.taken else initialization), report
 
 
 @torch.no_grad()
 def task_losses(
-    initialization: Initialization, episodes: Episodes, clip_norm: float = 5.0
+    initialization: Initialization,
+    episodes: Episodes,
+    clip_norm: float = 5.0,
+    kind: Loss = Loss.DEFAULT,
 ) -> Losses:
     """Query loss of each episode, before and after adaptation; NaN where it diverged."""
-    parameters = networks.split(torch.from_numpy(initialization.theta()), initialization.spec)
-    rates = torch.tensor(initialization.tensors["rates"])
-    fast = adapt(parameters, rates, episodes.support, clip_norm=clip_norm)
-    return Losses(_init_loss(parameters, episodes), _query_loss(fast, episodes))
+    still = OuterSettings(learn_rates=False)
+    meta = meta_of(start(initialization, still))
+    network = network_of(initialization.spec)
+    loop = InnerLoop(clip_norm=clip_norm, loss=kind, network=network)
+    return _losses(meta, episodes, loop, differentiable=False)
 
 
 def evaluate(
-    initialization: Initialization, episodes: Episodes, clip_norm: float = 5.0
+    initialization: Initialization,
+    episodes: Episodes,
+    clip_norm: float = 5.0,
+    kind: Loss = Loss.DEFAULT,
 ) -> tuple[float, float]:
     """Mean query loss over the episodes by θ as it is, and after adaptation."""
-    losses = task_losses(initialization, episodes, clip_norm)
+    losses = task_losses(initialization, episodes, clip_norm, kind)
     return float(losses.init.mean()), float(losses.adapted.mean())
 
 
-def _query_loss(fast: Parameters, episodes: Episodes) -> Tensor:
-    return loss(networks.apply(fast, episodes.query.inputs), episodes.query)
+def _losses(meta: Meta, episodes: Episodes, loop: InnerLoop, differentiable: bool) -> Losses:
+    """At θ and after adaptation, by the last layer alone where no other moves."""
+    meta, episodes, loop = _without_body(meta, episodes, loop)
+    fast = adapt(
+        meta.parameters,
+        meta.rates,
+        episodes.support,
+        loop,
+        factors=meta.factors,
+        differentiable=differentiable,
+    )
+    return Losses(_query_loss(meta.parameters, episodes, loop), _query_loss(fast, episodes, loop))
 
 
-def _init_loss(parameters: Mapping[str, Tensor], episodes: Episodes) -> Tensor:
-    """Query loss [T] at θ: one network for all tasks, so they are rows of one task."""
-    inputs = episodes.query.inputs
-    outputs = networks.apply(networks.stack(parameters, 1), inputs.flatten(0, 1).unsqueeze(0))
-    return loss(outputs.view(*inputs.shape[:2], -1), episodes.query)
+def _without_body(
+    meta: Meta, episodes: Episodes, loop: InnerLoop
+) -> tuple[Meta, Episodes, InnerLoop]:
+    """Where only the last layer moves, it alone on what enters it: the body runs but once."""
+    names = list(meta.parameters)
+    last = loop.network.last(names)
+    moved = (meta.rates.detach() != 0).any(0).tolist()
+    if len(last) == len(names) or any(
+        moves and name not in last for name, moves in zip(names, moved, strict=True)
+    ):
+        return meta, episodes, loop
+    support, query = episodes
+    size = support.inputs.shape[1]
+    top = loop.network.split(meta.parameters, torch.cat([support.inputs, query.inputs], 1))
+    if top is None:
+        return meta, episodes, loop
+    network, entered = top
+    columns = [j for j, name in enumerate(names) if name in last]
+    own = Meta(
+        {name: meta.parameters[name] for name in last},
+        meta.rates[:, columns],
+        meta.factors and {name: meta.factors[name] for name in last},
+    )
+    inner = Episodes(
+        support._replace(inputs=entered[:, :size]), query._replace(inputs=entered[:, size:])
+    )
+    return own, inner, replace(loop, network=network)
 
 
-def _unpack(vector: Tensor, spec: Spec) -> tuple[Parameters, Tensor]:
-    """Parameters and positive rates [steps, 2L] of a state's vector."""
-    raw = vector[-spec.steps * 2 * spec.layers :]
-    return networks.split(vector, spec), functional.softplus(raw).view(spec.steps, -1)
+def _query_loss(parameters: Parameters, episodes: Episodes, loop: InnerLoop) -> Tensor:
+    """Loss [T] on the query sets; unstacked parameters are one network for all tasks."""
+    outputs = loop.network.apply(parameters, episodes.query.inputs)
+    return Objective(episodes.query, loop.loss).loss(outputs)
 
 
-def _adam(state: OuterState, gradient: Tensor, learning_rate: float) -> OuterState:
-    # By hand: torch.optim imports the compiler, 1.6 s that a short run does not have.
-    taken = state.taken + 1
-    mean = state.mean.lerp(gradient, 1 - BETAS[0])
-    square = (BETAS[1] * state.square).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    length = learning_rate / (1 - BETAS[0] ** taken)
-    scale = (square / (1 - BETAS[1] ** taken)).sqrt_().add_(EPSILON)
-    vector = state.vector.addcdiv(mean, scale, value=-length)
-    return replace(state, vector=vector, mean=mean, square=square, taken=taken)
+def _towards_fast_weights(
+    meta: Meta, episodes: Episodes, loop: InnerLoop, settings: OuterSettings
+) -> Tensor:
+    """A loss with the value of the other rules' and the gradient θ − φ, the mean over tasks."""
+    detached = Meta({n: p.detach() for n, p in meta.parameters.items()}, *meta[1:])
+    fast = adapt(detached.parameters, meta.rates, episodes.support, loop, factors=meta.factors)
+    with torch.no_grad():
+        adapted = _query_loss(fast, episodes, loop)
+        init = _query_loss(detached.parameters, episodes, loop)
+        value = adapted.mean() + settings.init_weight * init.mean()
+    pulls = []
+    for name, p in meta.parameters.items():
+        means = fast[name].mean(0) if fast[name].dim() > p.dim() else p.detach()
+        pulls.append(((p.detach() - means) * p).sum())
+    pull = torch.stack(pulls).sum()
+    return value + (pull - pull.detach())
 
 
-def _scheduled(settings: OuterSettings, done: int, steps: int) -> float:
+def scheduled(settings: OuterSettings, done: int, steps: int) -> float:
+    """The learning rate of the step after ``done`` of ``steps``."""
     if not settings.cosine:
         return settings.learning_rate
     share = 0.5 * (1 + math.cos(math.pi * done / steps))

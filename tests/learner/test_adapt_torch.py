@@ -10,7 +10,7 @@ from streammaml.events import Float32s
 from streammaml.initialization import Initialization
 from streammaml.learner.kernels import adapt as inner_loop
 from streammaml.learner.state import meta_of, new_scratch
-from streammaml.meta.inner_loop import adapt
+from streammaml.meta.inner_loop import InnerLoop, adapt
 from streammaml.meta.losses import Examples
 from tests.learner.build import make_config, make_initialization
 
@@ -36,7 +36,7 @@ def in_torch(
             torch.from_numpy(targets.astype(kind)),
             torch.from_numpy(weights),
         ),
-        clip_norm=clip,
+        InnerLoop(clip_norm=clip),
     )
     return np.concatenate([fast[name].numpy().reshape(3, -1) for name in fast], axis=1)
 

@@ -18,8 +18,8 @@ from torch.nn import functional
 from streammaml.events import Floats, Task
 from streammaml.initialization import Spec
 from streammaml.meta.episodes import Episodes, History, history
-from streammaml.meta.losses import Examples
-from streammaml.meta.networks import Parameters
+from streammaml.meta.losses import Examples, Objective
+from streammaml.meta.networks import MLP, Parameters
 
 CLASSES, REGRESSION = Task.CLASSIFICATION, Task.REGRESSION
 
@@ -61,6 +61,11 @@ def make_examples(
 def make_episodes(spec: Spec, seed: int = 2, dtype: torch.dtype = torch.float32) -> Episodes:
     support = make_examples(spec, seed, dtype=dtype)
     return Episodes(support, make_examples(spec, seed + 100, size=4, dtype=dtype))
+
+
+def gradient_of(stacked: Parameters, examples: Examples) -> Parameters:
+    """The package's gradient by all parameters of the built-in network."""
+    return MLP.gradient(stacked, examples.inputs, Objective(examples), list(stacked))
 
 
 def part(examples: Examples, task: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from streammaml.events import Task
 from streammaml.initialization import Spec, draw
-from streammaml.meta import networks
 from streammaml.meta.episodes import Episodes
-from streammaml.meta.networks import Parameters
+from streammaml.meta.networks import Parameters, split
 from streammaml.meta.outer_loop import (
+    Meta,
     OuterSettings,
+    OuterState,
     Rule,
     evaluate,
     finish,
@@ -52,9 +53,15 @@ def gradients(
     """Gradient of the package's meta-loss by the parameters and by the rates."""
     parameters = leaves(make_parameters(spec, dtype=dtype))
     rates = make_rates(spec, dtype=dtype).requires_grad_()
-    total = meta_loss(parameters, rates, episodes, OuterSettings(rule=rule, inner_clip=clip))
+    total = meta_loss(
+        Meta(parameters, rates, None), episodes, OuterSettings(rule=rule, inner_clip=clip)
+    )
     *by_parameters, by_rates = torch.autograd.grad(total, [*parameters.values(), rates])
     return dict(zip(parameters, by_parameters, strict=True)), by_rates
+
+
+def descent_tensors(state: OuterState) -> list[Tensor]:
+    return [state.descent.vector, state.descent.mean, state.descent.square]
 
 
 @pytest.mark.parametrize("clip", [LOOSE, ACTIVE])
@@ -121,7 +128,7 @@ def test_outer_steps_are_those_of_torchs_adam_behind_its_clip_of_the_norm() -> N
         episodes = make_episodes(spec, seed=step)
         rates = functional.softplus(raw).view(3, 6)
         adam.zero_grad()
-        total = meta_loss(networks.split(theta, spec), rates, episodes, settings)
+        total = meta_loss(Meta(split(theta, spec), rates, None), episodes, settings)
         torch.autograd.backward(total)
         clipped.append(float(torch.nn.utils.clip_grad_norm_([theta, raw], 0.2)) > 0.2)
         adam.step()
@@ -136,7 +143,7 @@ def test_outer_steps_are_those_of_torchs_adam_behind_its_clip_of_the_norm() -> N
 def test_a_meta_batch_that_is_not_finite_is_skipped_counted_and_moves_nothing(value: float) -> None:
     spec = make_spec(REGRESSION)
     state, _ = outer_step(start(draw(spec, seed=0)), make_episodes(spec), OuterSettings(), 0.01)
-    before = [t.clone() for t in (state.vector, state.mean, state.square)]
+    before = [t.clone() for t in descent_tensors(state)]
     broken = make_episodes(spec)
     broken.support.inputs[2, 0] = value
 
@@ -144,7 +151,7 @@ def test_a_meta_batch_that_is_not_finite_is_skipped_counted_and_moves_nothing(va
 
     assert not math.isfinite(loss)
     assert (after.taken, after.skipped) == (1, 1)
-    for moved, kept in zip((after.vector, after.mean, after.square), before, strict=True):
+    for moved, kept in zip(descent_tensors(after), before, strict=True):
         assert torch.equal(moved, kept)
 
 
