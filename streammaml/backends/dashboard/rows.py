@@ -26,7 +26,8 @@ _PUBLISHED = series("init_version", 'role="outer"')
 _BEFORE, _AFTER = (
     mean("adaptation_query_loss", f'stage="{stage}"') for stage in ("before", "after")
 )
-_UP = f'{raw("up")} and on (job) max_over_time(streammaml_build_info{{job=~"$job"}}[$__range])'
+_KNOWN = f"max_over_time({series('build_info')}[$__range])"
+_UP = f"{raw('up')} and on (job) {_KNOWN}"
 _FIRING = 'count(ALERTS{alertstate="firing",alertname=~"Streammaml.+"}) or vector(0)'
 
 MARKS = [
