@@ -115,8 +115,11 @@ class Succession:
         while not stop.is_set():
             current = catalogue.current
             is_new = catalogue.current_offset > self._read_to
-            if current is not None and is_new and current.by == ROLLBACK:
-                return True
+            if current is not None and is_new:
+                if current.by == ROLLBACK:
+                    return True
+                if current.digest not in self._own:
+                    return False
             if time.monotonic() > deadline:
                 return False
             turn()
