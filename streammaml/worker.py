@@ -262,7 +262,8 @@ class Worker:
         tail = self._clients.initializations
         deadline = time.monotonic() + TAIL_LIMIT_S
         while tail is not None:
-            self._follower.read(tail, POLL_S, time.monotonic())
+            timeout_s = 0.0 if tail.caught_up else POLL_S
+            self._follower.read(tail, timeout_s, time.monotonic())
             if tail.caught_up or self._stop.is_set():
                 return
             if time.monotonic() > deadline:
