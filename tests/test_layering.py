@@ -170,6 +170,7 @@ def test_a_pure_room_opens_prints_and_draws_nothing_by_itself(room: str) -> None
         ("kafka", {"backends"}),
         ("river", {"learner", "evaluation", "compat"}),
         ("prometheus_client", {"backends"}),
+        ("grafana_foundation_sdk", {"backends"}),
         ("sqlite3", {"backends"}),
     ],
 )
