@@ -40,6 +40,9 @@ RunResult = Literal["published", "rejected", "skipped", "failed"]
 Tell = Callable[[int, str], None]
 Progress = Callable[[int], AbstractContextManager[Tell]]
 """Shows the steps of one run, of at most so many."""
+LOSSES = ("train_loss", "validation_loss", "incumbent_loss")
+TOLD = ("result", "why", "version", "parent", "steps", "nonfinite", *LOSSES)
+"""Of a run, in its line of the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -255,7 +258,7 @@ class OuterJob:
         assert self._clients is not None
         report = {**run.report, "group": group_of(self._config)}
         messages = self._succession.messages(fresh, report)
-        self._clients.publisher.publish(messages)
+        self._clients.publisher.publish(messages, self._stop)
         self._patience.heard()
         self._succession.published(fresh, messages)
         trainer.adopt(fresh)
@@ -376,19 +379,7 @@ class OuterJob:
     def _tell(self, run: Run, started: float) -> Run:
         run = replace(run, seconds=self._clock() - started)
         tell = log.warning if run.result == "failed" else log.info
-        tell(
-            "outer_run",
-            result=run.result,
-            why=run.why,
-            version=run.version,
-            parent=run.parent,
-            steps=run.steps,
-            nonfinite=run.nonfinite,
-            seconds=round(run.seconds, 2),
-            train_loss=run.train_loss,
-            validation_loss=run.validation_loss,
-            incumbent_loss=run.incumbent_loss,
-        )
+        tell("outer_run", **{k: getattr(run, k) for k in TOLD}, seconds=round(run.seconds, 2))
         for observer in self._observers:
             observer.ran(run, time.time())
         return run

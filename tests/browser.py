@@ -135,7 +135,7 @@ class Tab:
 def browsing(profile: Path) -> Iterator[Tab]:
     """A browser with one tab, and nothing of an earlier one; ``chromium`` must be there."""
     program = chromium()
-    assert program is not None
+    assert program is not None, "there is no chromium, chromium-browser or google-chrome"
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
     command = [

@@ -119,6 +119,16 @@ def test_what_was_not_adopted_leaves_no_trace(config: Config, reservoir: Reservo
     assert states_equal(nets.pack_states(trainer._states), before)
 
 
+def test_the_next_run_over_the_same_incumbent_draws_other_episodes(
+    config: Config, reservoir: Reservoir
+) -> None:
+    trainer = make_trainer(config, reservoir)
+
+    first, second = trainer.run(1), trainer.run(1)
+
+    assert first.losses[NETWORK] != second.losses[NETWORK]
+
+
 def states_equal(one: dict[str, nets.Packed], other: dict[str, nets.Packed]) -> bool:
     assert one.keys() == other.keys()
     return all(

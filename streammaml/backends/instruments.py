@@ -7,7 +7,7 @@ the configuration or the assignment. No label names a context.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -21,6 +21,8 @@ from streammaml.events import DriftLevel, Reason, Result, Trigger
 PREFIX = "streammaml_"
 LOSS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+ADAPTATION_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.01, 0.1, 1.0)
+"""A compiled one takes some ten millionths of a second, one of a torch module milliseconds."""
 INNER_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 AGE_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
 EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -82,6 +84,12 @@ NAMES = {
         "Contexts with a model; disk: as of the last barrier, those in memory included.",
         {"tier": ("memory", "disk")},
     ),
+    "contexts_misplaced_total": Name(Counter, "Contexts with events in a second partition."),
+    "context_loss_topk": Name(
+        Gauge,
+        "The highest running losses, where web.top_contexts asks for them.",
+        {"rank": (), "context": ()},
+    ),
     "contexts_evicted_total": Name(
         Counter, "Contexts that left memory.", {"reason": ("capacity", "ttl", "revoked")}
     ),
@@ -103,6 +111,7 @@ NAMES = {
     "adaptations_total": Name(
         Counter, "Adaptations by cause and end.", {"trigger": TRIGGERS, "result": RESULTS}
     ),
+    "adaptation_duration_seconds": Name(BatchHistogram, "Time of an adaptation.", {}, ADAPTATION_S),
     "adaptation_query_loss": Name(
         BatchHistogram,
         "Loss on the newest examples around an adaptation.",
@@ -167,6 +176,8 @@ class Instruments(Collector):
         names: Mapping[str, Name] = NAMES,
     ) -> None:
         self._build = dict(build)
+        self.refresh: Callable[[], None] = lambda: None
+        """Called at each scrape, before anything is yielded."""
         self._plain: dict[str, Counter | Gauge] = {}
         self._children: dict[tuple[str, ...], Counter | Gauge] = {}
         self.histograms: dict[str, BatchHistogram] = {}
@@ -202,6 +213,7 @@ class Instruments(Collector):
         return child
 
     def collect(self) -> Iterable[Metric]:
+        self.refresh()
         yield InfoMetricFamily(PREFIX + "build", "What runs here.", self._build)
         for plain in self._plain.values():
             for metric in plain.collect():

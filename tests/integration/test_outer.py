@@ -15,7 +15,7 @@ from streammaml.evaluation.streams import hyper
 from tests.faults.outer_kills import kill_often
 from tests.integration.outer import OuterRig
 from tests.integration.rig import WorkerProcess
-from tests.kafka_broker import wait_until
+from tests.kafka_broker import Broker, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -179,3 +179,20 @@ def write_history(path: Path) -> Path:
         rows.append(",".join([f"s{context}", *(f"{value:.4f}" for value in x), label]))
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+def test_a_broker_that_dies_and_comes_back_is_published_to_again(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    rig = OuterRig(own_broker.bootstrap, tmp_path)
+    rig.produce()
+    loop = rig.loop("1s")
+    loop.says('"result": "published"')
+
+    own_broker.kill()
+    own_broker.start()
+    before = rig.catalogue().highest
+    loop.until(lambda: rig.catalogue().highest > before, "another version")
+    loop.stop()
+
+    assert rig.current() is not None

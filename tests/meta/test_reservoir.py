@@ -38,8 +38,7 @@ def windows(episodes: Episodes) -> list[tuple[int, frozenset[int]]]:
     """Context and labels of each of the episodes that :func:`marked` made."""
     found = []
     for t in range(len(episodes.support.inputs)):
-        own = [part.inputs[t][part.weights[t] > 0] for part in episodes]
-        marks = torch.cat(own)
+        marks = torch.cat([part.inputs[t][part.weights[t] > 0] for part in episodes])
         labels = frozenset(int(v) for v in torch.round(marks[:, 1] * 10_000))
         found.append((round(float(marks[0, 0]) * 100), labels))
     return found

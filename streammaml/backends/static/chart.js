@@ -95,7 +95,7 @@ export class Chart {
       width: this.plot.clientWidth,
       height: this.plot.clientHeight,
       legend: { show: false },
-      padding: [12, 12, 0, 0],
+      padding: [12, 22, 0, 0],
       cursor: { drag: { x: false, y: false }, y: false, points: { size: 7, width: 2 } },
       scales: { x: { time: false, range: (u, low, high) => [low, Math.max(high, low + 1)] },
         y: { range } },
