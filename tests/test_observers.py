@@ -233,6 +233,27 @@ def test_events_without_a_time_leave_the_newest_time_alone() -> None:
     assert watch.metrics.registry.get_sample_value("streammaml_event_age_seconds_count") == 2
 
 
+def test_a_swapped_initialization_is_told_and_marked_on_the_page() -> None:
+    scene = Scene()
+    scene.watch.initialization("loaded", 1)
+    scene.play()
+    scene.watch.initialization("worse", 1)  # what came was not taken
+    scene.watch.initialization("loaded", 2)
+    with scene.server:
+        summary = json.loads(status(scene.server, "/api/summary")[1])
+
+    assert summary["initialization"] == scene.metric("init_version", role="worker") == 2
+    assert summary["swaps"] == [{"events": EVENTS, "version": 2}]
+
+
+def test_the_page_says_what_its_losses_are() -> None:
+    regression = wire.config(web={"port": 0}, label={"task": "regression", "classes": []})
+    for config, name in ((settings(), "Log-loss"), (regression, "Absolute error")):
+        _, server = watched(config)
+        with server:
+            assert json.loads(status(server, "/api/summary")[1])["loss"].startswith(name)
+
+
 def test_two_watches_share_nothing() -> None:
     first, second = Scene(), Scene()
 

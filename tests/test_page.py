@@ -89,6 +89,7 @@ def test_a_visitor_sees_the_curve_move_a_drift_and_one_context(
 
         tab.press("Escape", ESCAPE)
         tab.wait_for("document.querySelector('#context').hidden", WAIT_S)
+        assert tab.value("document.activeElement.closest('#contexts-body, #filter') !== null")
 
         assert tab.problems == []
         assert {urlsplit(url).netloc for url in tab.requests} == {urlsplit(address).netloc}

@@ -135,7 +135,7 @@ export class Chart {
       ctx.strokeStyle = ctx.fillStyle = color(kind);
       ctx.globalAlpha = kind === "drift" ? 0.24 * Math.min(1, room) : 0.9;
       ctx.lineWidth = unit;
-      if (kind !== "drift") ctx.setLineDash([4 * unit, 4 * unit]);
+      ctx.setLineDash(kind === "drift" ? [] : [4 * unit, 4 * unit]);
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);

@@ -54,6 +54,7 @@ function fill(body, lines) {
     body.replaceChildren(...fresh);
   }
   mark(body);
+  return held;
 }
 
 function mark(body) {
@@ -82,11 +83,11 @@ export function followContexts(ready) {
         if (mine !== asked) return;
         const found = await answer.json();
         if (answer.ok) {
-          fill(body, found.contexts);
+          const why = fill(body, found.contexts) ? "the order rests while you are in the table."
+            : "loss is the mean since the context’s last drift.";
           const what = filter.value.trim() ? "matching contexts" : "contexts";
           say($("contexts-sub"), found.matched
-            ? `${count(found.contexts.length)} of ${count(found.matched)} ${what}; ` +
-              "loss is the mean since the context’s last drift."
+            ? `${count(found.contexts.length)} of ${count(found.matched)} ${what}; ${why}`
             : found.in_memory ? "No context matches." : "No contexts yet: they come with the first events.");
         } else if (answer.status === 503) {
           say($("contexts-sub"), body.children.length
