@@ -31,7 +31,8 @@ WAIT_S = 60.0
 POINTS = "[...document.querySelectorAll('#loss canvas')].map(c => c.toDataURL()).join()"
 EVENTS = "Number(document.querySelector('#rate-below').textContent.replace(/\\D/g, ''))"
 DRIFTS = "Number(document.querySelector('#drifts-value').textContent.replace(/\\D/g, ''))"
-ENTER, ESCAPE = 13, 27
+TEENS = ",".join(f"sensor-1{i}" for i in range(5))
+ENTER, ESCAPE, ARROW_LEFT = 13, 27, 37
 
 
 def artifacts(tmp_path: Path) -> Path:
@@ -71,6 +72,12 @@ def test_a_visitor_sees_the_curve_move_a_drift_and_one_context(
         tab.wait_for("document.querySelector('#recovery canvas')", WAIT_S)
 
         tab.wait_for("document.querySelectorAll('#contexts-body a').length > 5", WAIT_S)
+        matching = "[...document.querySelectorAll('#contexts-body a')].map(a => a.textContent)"
+        tab.value(
+            "(() => { const f = document.querySelector('#filter'); f.value = 'sensor-1[0-4]';"
+            " f.dispatchEvent(new Event('input')); })()"
+        )
+        tab.wait_for(f"{matching}.toSorted().join() === '{TEENS}'", WAIT_S)
         name = tab.value(
             "(() => { const a = document.querySelector('#contexts-body a');"
             " a.focus(); return a.textContent; })()"
@@ -118,7 +125,13 @@ def test_the_page_goes_on_over_a_restart_of_the_worker_and_keeps_the_curve(tab: 
         tab.wait_for(f"{rows}.length > 5", WAIT_S)
         shown = tab.value(rows)
 
+        tab.value("document.querySelector('#loss .plot').focus()")
+        tab.press("ArrowLeft", ARROW_LEFT)
+        tab.wait_for("document.querySelector('#loss .read').textContent", WAIT_S)
+        read = tab.value("document.querySelector('#loss .read').textContent")
+
     assert kept == 600
+    assert read == "790 events: init 1.000, adapted 0.250"
     assert "restarted after 600 events" in tab.value("document.querySelector('#state').textContent")
     assert shown[0].endswith("0.500")
     assert shown[-1] == "8001.0000.250"
@@ -134,6 +147,28 @@ def test_where_no_place_is_left_the_page_asks_instead(tab: Tab) -> None:
         tab.wait_for("document.querySelector('#state').textContent === 'starting'", WAIT_S)
         board.update(events=5)
         tab.wait_for(f"{EVENTS} === 5", WAIT_S)
+
+
+def test_the_theme_is_the_systems_until_someone_chooses(tab: Tab) -> None:
+    def background() -> str:
+        found: str = tab.value("getComputedStyle(document.body).backgroundColor")
+        return found
+
+    with site(Board()) as server:
+        shown = []
+        for scheme in ("dark", "light"):
+            tab.scheme(scheme)
+            tab.open(server.address)
+            shown.append(background())
+        for _ in range(2):  # auto, light, dark
+            tab.value("document.querySelector('#theme').click()")
+        chosen = background()
+        tab.open(server.address)
+        kept = background()
+
+    dark, light = shown
+    assert dark != light
+    assert chosen == kept == dark
 
 
 def test_the_outer_loop_shows_its_runs_and_the_gate_of_what_it_published(

@@ -37,7 +37,7 @@ class AfterDrift:
         alarms = np.flatnonzero(decisions.levels == DriftLevel.DRIFT).tolist()
         if not (alarms or self._slots):
             return
-        losses = np.stack([decisions.loss_init, decisions.loss, decisions.loss_baseline])
+        losses = np.stack((decisions.loss_init, decisions.loss, decisions.loss_baseline))
         begin = 0
         for alarm in alarms:
             self._extend(contexts[begin:alarm], losses[:, begin:alarm])
@@ -89,8 +89,8 @@ class AfterDrift:
         ages = self._ages[slots] + _ranks(slots)
         inside = ages < self._losses.shape[2]
         self._losses[:, slots[inside], ages[inside]] = losses[:, places[inside]]
-        np.maximum.at(self._ages, slots, ages + 1)
-        for slot in np.unique(slots[self._ages[slots] >= self._losses.shape[2]]).tolist():
+        self._ages[slots] = ages + 1  # of equal ones the last counts, the oldest
+        for slot in set(slots[ages + 1 >= self._losses.shape[2]].tolist()):
             owner = self._owners[slot]
             if owner is not None:
                 del self._slots[owner]
