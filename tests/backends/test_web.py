@@ -2,79 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
-from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from streammaml.backends.board import Board
-from streammaml.backends.live import MOST_CLIENTS
-from streammaml.backends.metrics import Metrics
-from streammaml.backends.outer_board import OuterBoard
 from streammaml.backends.web import Sources, WebServer
-from streammaml.config import Config, WebConfig
+from streammaml.config import WebConfig
 from streammaml.errors import ConfigError, StoreError
-from streammaml.query import Query
-from tests.kafka_broker import wait_until
-
-TIMEOUT_S = 20.0
-
-
-class Site:
-    """A running server, what it reads, and a client for it."""
-
-    def __init__(self) -> None:
-        self.age_s = 0.5
-        self.is_ready = False
-        self.problem: Exception | None = None
-        self.board = Board(width=1)
-        self.metrics = Metrics(Config())
-        self.sources = Sources(
-            registry=self.metrics.registry,
-            board=self.board,
-            loop_age_s=self.age,
-            ready=lambda: self.is_ready,
-            loop_limit_s=30.0,
-            contexts=self.contexts,
-            context=self.context,
-        )
-        self.server = WebServer(WebConfig(port=0), self.sources)
-
-    def contexts(self, query: Query) -> dict[str, Any]:
-        if self.problem is not None:
-            raise self.problem
-        return {"asked": list(query)}
-
-    def context(self, name: str) -> dict[str, Any] | None:
-        if self.problem is not None:
-            raise self.problem
-        return {"asked": name} if name else None
-
-    def age(self) -> float:
-        if self.age_s < -1e6:
-            raise RuntimeError("a planted fault")
-        return self.age_s
-
-    def ask(
-        self, path: str, method: str = "GET", accept: str = "*/*"
-    ) -> tuple[int, dict[str, str], bytes]:
-        target = urlsplit(self.server.address)
-        connection = http.client.HTTPConnection(target.netloc, timeout=TIMEOUT_S)
-        connection.request(method, path, headers={"Accept": accept})
-        answer = connection.getresponse()
-        body = answer.read()
-        connection.close()
-        return answer.status, dict(answer.headers), body
+from tests.site import TIMEOUT_S, Site
 
 
 @pytest.fixture
@@ -187,162 +129,6 @@ def test_without_a_worker_there_are_no_contexts(path: str) -> None:
 
 def test_a_name_that_is_no_utf8_is_no_name(site: Site) -> None:
     assert site.ask("/api/contexts/%ff")[0] == 404
-
-
-@pytest.fixture(params=["worker", "outer"])
-def shown(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """Each of the two pages."""
-    running = Site()
-    running.server = WebServer(WebConfig(port=0), replace(running.sources, page=request.param))
-    with running.server:
-        yield running
-
-
-OWN_CODE = ("/theme.js", "/live.js", "/chart.js", "/parts.js")
-LIBRARY = ("/uplot/uPlot.iife.min.js", "/uplot/uPlot.min.css")
-LINKS = {"metrics", "api/summary", "healthz", "readyz", "#main"}
-
-
-def test_the_page_comes_with_its_scripts_and_styles(shown: Site) -> None:
-    page = shown.ask("/")
-    named = set(re.findall(r'<(?:link|script)[^>]*(?:src|href)="([^"]+)"', page[2].decode()))
-
-    assert page[1]["Content-Type"] == "text/html; charset=utf-8"
-    for path in {f"/{name}" for name in named} | set(OWN_CODE):
-        status, headers, body = shown.ask(path)
-        kind = "css" if path.endswith(".css") else "javascript"
-        assert (status, headers["Content-Type"]) == (200, f"text/{kind}; charset=utf-8"), path
-        assert len(body) > 100
-
-
-def scripts_of(site: Site) -> dict[str, str]:
-    """Our own, by path: what the page names, and what that imports."""
-    found: dict[str, str] = {}
-    todo = re.findall(r'src="([^"/]+\.js)"', site.ask("/")[2].decode())
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            status, _, body = site.ask(f"/{name}")
-            assert status == 200, name
-            found[name] = body.decode()
-            todo += re.findall(r'from "\./([^"]+)"', found[name])
-    return found
-
-
-def test_the_page_loads_nothing_from_elsewhere_and_needs_no_inline_code(shown: Site) -> None:
-    page, style = (shown.ask(path)[2].decode() for path in ("/", "/page.css"))
-    code = "".join(scripts_of(shown).values())
-
-    named = set(re.findall(r'(?:src|href)="([^"]+)"', page)) - LINKS
-    assert all(shown.ask(f"/{name}")[0] == 200 for name in named)
-    assert not re.search(r"<style|\sstyle=|\son\w+=|<script>", page)
-    assert "url(" not in style
-    assert not re.findall(r"https?://", page + style + code)
-    assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval\(", code)
-
-
-def test_the_page_has_all_that_its_scripts_fill(shown: Site) -> None:
-    page, scripts = shown.ask("/")[2].decode(), "".join(scripts_of(shown).values())
-
-    ids = re.findall(r'id="([^"]+)"', page)
-    used = set(re.findall(r'\$\("([^"]+)"\)', scripts))
-    used |= {f"{name}-value" for name in re.findall(r'tile\("([^"]+)"', scripts)}
-    assert used <= set(ids)
-    assert len(ids) == len(set(ids))
-    assert "state" in used
-
-
-def test_a_script_is_short_enough_to_be_read(shown: Site) -> None:
-    assert all(text.count("\n") < 400 for text in scripts_of(shown).values())
-
-
-def test_the_page_can_be_read_without_eyes(shown: Site) -> None:
-    page = shown.ask("/")[2].decode()
-
-    assert '<html lang="en">' in page
-    assert page.count("<main") == page.count("<h1") == 1
-    assert 'class="status" role="status"' in page
-    for plot in re.findall(r'<div class="plot"[^>]*>', page):
-        assert 'role="img"' in plot
-        named = re.findall(r'aria-(?:labelledby|describedby)="([^"]+)"', plot)
-        assert len(named) == 2
-        assert all(f'id="{name}"' in page for name in named)
-    assert page.count('<div class="plot"') == page.count("<summary>As a table</summary>") > 0
-    assert page.count("<caption") == page.count("<table>")
-
-
-def test_the_licence_of_the_library_lies_beside_it() -> None:
-    folder = files("streammaml.backends") / "static" / "uplot"
-
-    assert "MIT" in (folder / "LICENSE").read_text()
-    assert "v1.6.32" in (folder / "uPlot.iife.min.js").read_text()[:200]
-
-
-def events_of(site: Site) -> http.client.HTTPResponse:
-    target = urlsplit(site.server.address)
-    connection = http.client.HTTPConnection(target.netloc, timeout=TIMEOUT_S)
-    connection.request("GET", "/events")
-    return connection.getresponse()
-
-
-def next_summary(events: http.client.HTTPResponse) -> Any:
-    while not (line := events.readline()).startswith(b"data: "):
-        assert line, "the stream has ended"
-    return json.loads(line.removeprefix(b"data: "))
-
-
-def test_summaries_are_pushed(site: Site) -> None:
-    events = events_of(site)
-    first = next_summary(events)
-    site.board.update(events=7)
-    second = next_summary(events)
-    events.close()
-
-    assert events.headers["Content-Type"] == "text/event-stream"
-    assert events.headers["Content-Security-Policy"].startswith("default-src 'self';")
-    assert (first["events"], second["events"]) == (0, 7)
-
-
-def test_pages_beyond_the_limit_are_told_to_ask_instead_and_get_the_place_of_one_that_left(
-    site: Site,
-) -> None:
-    open_ones = [events_of(site) for _ in range(MOST_CLIENTS)]
-    for events in open_ones:
-        next_summary(events)
-
-    refused = events_of(site)
-    asked = site.ask("/api/summary")[0]
-    open_ones.pop().close()
-    wait_until(lambda: events_of(site).status == 200, TIMEOUT_S, "a place")
-    for events in open_ones:
-        events.close()
-
-    assert refused.status == 503
-    assert b"/api/summary" in refused.read()
-    assert asked == 200
-
-
-def test_closing_ends_the_streams_at_once() -> None:
-    before = set(threading.enumerate())
-    site = Site()
-    site.server.start()
-    streams = [events_of(site) for _ in range(3)]
-    for events in streams:
-        next_summary(events)
-
-    site.server.close()
-
-    assert set(threading.enumerate()) == before
-    for events in streams:
-        assert events.read().count(b"data: ") <= 1
-        events.close()
-
-
-def test_head_of_the_events_has_their_type_and_ends(site: Site) -> None:
-    status, headers, body = site.ask("/events", "HEAD")
-
-    assert (status, headers["Content-Type"], body) == (200, "text/event-stream", b"")
-    assert "Content-Length" not in headers
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz", "/nowhere"])
@@ -459,19 +245,3 @@ def test_the_health_path_imports_no_model_and_no_broker() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_outer_loop_has_a_page_of_its_own_and_no_contexts() -> None:
-    site = Site()
-    board = OuterBoard(10, 60.0)
-    sources = replace(site.sources, board=board, page="outer")
-    site.server = WebServer(WebConfig(port=0), sources)
-
-    with site.server:
-        page = site.ask("/")[2].decode()
-        summary = json.loads(site.ask("/api/summary")[2])
-        missing = {site.ask(f"/{p}")[0] for p in ("worker.js", "api/contexts", "api/contexts/x")}
-
-    assert "outer.js" in page
-    assert summary == board.summary()
-    assert missing == {404}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import urllib.request
@@ -72,7 +73,10 @@ def test_a_loop_publishes_again_and_again_and_says_so(rig: OuterRig) -> None:
 
     assert get(f"{address}/readyz") == '{"ready": true}'
     assert '"status": "ok"' in get(f"{address}/healthz")
-    assert "latest run: published" in get(address)
+    assert "outer.js" in get(address)
+    shown = json.loads(get(f"{address}/api/summary"))
+    assert shown["results"]["published"] >= 2
+    assert shown["published"][0]["report"]["nets"]["network"]["passed"] is True
     metrics = get(f"{address}/metrics")
     assert "streammaml_outer_period_seconds 1.0" in metrics
     assert "streammaml_build_info{" in metrics
