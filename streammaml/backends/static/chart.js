@@ -103,7 +103,7 @@ export class Chart {
         axis({ size: 48, values: (u, ticks) => ticks.map((t) => +t.toPrecision(4)) })],
       series: [{}, ...keys.map((key) => series(key, this.options.dots ?? false))],
       hooks: {
-        drawClear: [(u) => this.drawMarks(u)],
+        drawAxes: [(u) => this.drawMarks(u)],
         setCursor: [(u) => this.legend(u.cursor.idx)],
       },
     }, data, this.plot);

@@ -76,7 +76,9 @@ function models(summary) {
   const rows = Object.entries(summary.models).map(([model, row]) =>
     [nameOf(model), loss(row.latest), loss(row.mean),
       percent(row.mean / summary.models.init?.mean - 1), count(row.losses)]);
-  while (rows.length < MODELS.length) rows.push([" ", "", "", "", ""]); // no shift when they come
+  const waits = !rows.length;
+  while (waits && rows.length < MODELS.length) rows.push([" ", "", "", "", ""]); // no shift later
+  $("word-online").hidden = !waits && !("online" in summary.models);
   $("models").replaceChildren(table(`${summary.loss}, each before its label is learnt`,
     ["Model", "Now", "Mean of all", "Against init", "Labels"], rows));
 }
