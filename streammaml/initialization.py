@@ -235,7 +235,7 @@ def check_fits(initialization: Initialization, spec: Spec) -> None:
         difference = "the parameters of its network have other names or shapes"
     raise MisfitError(
         f"the initialization does not fit the configuration: {difference}; "
-        "train one with `streammaml outer --from FILE --once` under this configuration"
+        "train one with `streammaml outer --from FILE --out FILE` under this configuration"
     )
 
 
