@@ -19,10 +19,11 @@ from streammaml.backends.wire_initializations import (
     read_published,
 )
 from streammaml.errors import InitializationError, UnavailableError
+from streammaml.initialization import NETWORK
 
 SLICE_S = 0.2
-NETWORK = "network"
-"""In a report beside the feature nets ``f`` and ``g``."""
+COUNTED_MOST = 2**48
+"""Above it a record that cannot be used, or that deletes, takes no number: nobody gave that one."""
 
 
 class Entry(NamedTuple):
@@ -71,7 +72,7 @@ class Catalogue:
             if key is None:
                 refused.append(Refused(repr((record.key or b"")[:40]), record.offset, "no version"))
                 continue
-            if isinstance(key, int):
+            if isinstance(key, int) and key <= COUNTED_MOST:
                 self.highest = max(self.highest, key)
             if record.value is None:
                 self._delete(key)

@@ -29,11 +29,11 @@ from streammaml.errors import (
     InputError,
 )
 from streammaml.events import Event, Float32s, Floats
-from streammaml.initialization import Initialization, encode
+from streammaml.initialization import NETWORK, Initialization, encode
 from streammaml.learner import Labels, Schema
 from streammaml.meta import episodes, nets
-from streammaml.meta.gate import Limits, Verdict, judge
-from streammaml.meta.nets import NETWORK, Descent, Progress, States, Tensors
+from streammaml.meta.gate import Limits, StoppedError, Verdict, judge
+from streammaml.meta.nets import Descent, Progress, States, Tensors
 from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate
 from streammaml.meta.reservoir import Reservoir
 from streammaml.sealed import FINGERPRINT_BYTES, seal, unseal
@@ -103,10 +103,12 @@ class Trainer:
         steps: int,
         expired: Callable[[], bool] = lambda: False,
         on_progress: Progress | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Train for up to ``steps`` outer steps or until ``expired``, and judge what came of it.
 
-        What it learned is kept only if the candidate is adopted.
+        What it learned is kept only if the candidate is adopted. ``stopped`` is asked time and
+        again while it judges: then nothing comes of the run.
         """
         torch.set_num_threads(self._config.outer.threads)
         outer, reservoir = self._config.outer, self._reservoir
@@ -134,7 +136,10 @@ class Trainer:
         if not any(run.taken.values()):
             why = "no loss was finite" if run.steps else "there was no time for a step"
             return replace(outcome, why=why)
-        return self._judged(run, held, outcome)
+        try:
+            return self._judged(run, held, outcome, stopped)
+        except StoppedError:
+            return replace(outcome, why="stopped")
 
     def adopt(self, initialization: Initialization) -> None:
         """Let it be the incumbent. The optimizer goes on if it is the latest run's candidate."""
@@ -191,10 +196,12 @@ class Trainer:
             return str(error)
         return ""
 
-    def _judged(self, run: Descent, held: episodes.Held, outcome: Outcome) -> Outcome:
+    def _judged(
+        self, run: Descent, held: episodes.Held, outcome: Outcome, stopped: Callable[[], bool]
+    ) -> Outcome:
         incumbent = self._incumbent
         seed = self._config.learner.seed
-        verdict = _verdict(self._config, run, incumbent, held)
+        verdict = _verdict(self._config, run, incumbent, held, stopped)
         report = _report(verdict, run, self._settings.rule, self._config.outer.seed)
         outcome = replace(outcome, report=report, why=verdict.why)
         kept = self._fresh(incumbent) if self._begins_elsewhere else self._states
@@ -344,14 +351,18 @@ def _trained(run: Descent, begin: Initialization) -> dict[str, Tensors]:
 
 
 def _verdict(
-    config: Config, run: Descent, incumbent: Initialization, held: episodes.Held
+    config: Config,
+    run: Descent,
+    incumbent: Initialization,
+    held: episodes.Held,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Verdict:
     return judge(
         _trained(run, incumbent),
         incumbent,
         nets.drawn_nets(incumbent, config.learner.seed),
         held,
-        Limits(config.outer.margin, config.learner.clip_norm),
+        Limits(config.outer.margin, config.learner.clip_norm, stopped),
     )
 
 

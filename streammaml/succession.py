@@ -19,6 +19,7 @@ import structlog
 from streammaml.backends.ports import Headers, Message, Record, Tail
 from streammaml.backends.wire_initializations import (
     DIGEST_CHARACTERS,
+    ROLLBACK,
     TWIN,
     initialization_messages,
     tombstone,
@@ -29,7 +30,7 @@ from streammaml.errors import FencedError, MisfitError
 from streammaml.initialization import Initialization, check_fits, encode
 from streammaml.starts import load_start
 
-ROLLBACK, START = "rollback", "start"
+START = "start"
 GRACE_S = 5.0
 """How long after it was fenced a loop waits to see an operator's rollback."""
 

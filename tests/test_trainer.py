@@ -13,9 +13,9 @@ import pytest
 
 from streammaml.config import Config
 from streammaml.errors import MisfitError
-from streammaml.initialization import Initialization, decode, encode
+from streammaml.initialization import NETWORK, Initialization, decode, encode
 from streammaml.meta import nets
-from streammaml.meta.nets import NETWORK, part_of
+from streammaml.meta.nets import part_of
 from streammaml.meta.outer_loop import Rule, evaluate
 from streammaml.meta.reservoir import Reservoir
 from streammaml.meta_trainer import Outcome, Result, Trainer
@@ -232,6 +232,19 @@ def test_a_run_ends_when_its_time_has_expired(config: Config, reservoir: Reservo
 
     assert short.steps == 3
     assert (none.result, none.why) == (Result.SKIPPED, "there was no time for a step")
+
+
+def test_a_stop_while_it_judges_ends_the_run_without_a_candidate(
+    config: Config, reservoir: Reservoir
+) -> None:
+    trainer = make_trainer(config, reservoir)
+    asked = iter([False] * 4 + [True])
+
+    outcome = trainer.run(STEPS, stopped=lambda: next(asked))
+
+    assert (outcome.result, outcome.why, outcome.steps) == (Result.SKIPPED, "stopped", STEPS)
+    assert next(asked, None) is None
+    assert published(trainer.run(STEPS)).version == 1
 
 
 def test_a_restored_trainer_goes_on_to_the_bit(config: Config, reservoir: Reservoir) -> None:

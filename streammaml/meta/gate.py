@@ -8,23 +8,26 @@ it is finite, no group of its tensors is longer than ten times the incumbent's, 
 
 With fewer than 64 episodes or 8 contexts that says nothing: then it may only replace a start that
 nobody trained, and only if mean(d) ≤ 0. A net that the incumbent lacks has such a start of its own.
+
+Rule: a few episodes at a time, so that their number costs neither memory nor the time to a stop.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streammaml.events import Floats, Ints
-from streammaml.initialization import Initialization, Spec
+from streammaml.initialization import NETWORK, Initialization, Spec
 from streammaml.meta.episodes import Held
 from streammaml.meta.feature_nets import query_losses
-from streammaml.meta.nets import NETWORK, Tensors, part_of, with_net
+from streammaml.meta.nets import Tensors, part_of, with_net
 from streammaml.meta.outer_loop import task_losses
 
 QUANTILE = 1.645
@@ -32,6 +35,8 @@ QUANTILE = 1.645
 EPISODES_LEAST = 64
 CONTEXTS_LEAST = 8
 NORM_GROWTH = 10.0
+CHUNK = 32
+"""Episodes that are judged in one stack."""
 FLOOR = 0.1
 """Root mean square that a group of tensors counts with at least: a head starts at 0."""
 
@@ -87,6 +92,12 @@ class Limits(NamedTuple):
     """By how much of its loss a candidate may be worse than the incumbent, at most."""
     clip_norm: float
     """Of an inner step."""
+    stopped: Callable[[], bool] = lambda: False
+    """Asked before each stack of episodes; once it says so, the gate ends by StoppedError."""
+
+
+class StoppedError(Exception):
+    """The gate was told to stop before it came to a verdict."""
 
 
 def judge(
@@ -180,13 +191,19 @@ def _losses(
     net: str, initialization: Initialization, held: Held, limits: Limits
 ) -> tuple[Floats, Floats]:
     """Query loss [T] after adaptation, and before it: at θ, or of the prior head."""
-    if net == NETWORK:
-        before, after = task_losses(initialization, held.episodes, limits.clip_norm)
-    else:
-        own = part_of(initialization.tensors, net)
-        given = {name.partition("/")[2]: torch.from_numpy(t) for name, t in own.items()}
-        before, after = query_losses(given, net, held.episodes)
-    return after.double().numpy(), before.double().numpy()
+    own = part_of(initialization.tensors, net)
+    given = {name.partition("/")[2]: torch.from_numpy(t) for name, t in own.items()}
+    found: list[tuple[Tensor, Tensor]] = []
+    for first in range(0, len(held.contexts), CHUNK):
+        if limits.stopped():
+            raise StoppedError
+        episodes = held.episodes.part(slice(first, first + CHUNK))
+        if net == NETWORK:
+            found.append(task_losses(initialization, episodes, limits.clip_norm))
+        else:
+            found.append(query_losses(given, net, episodes))
+    before, after = (torch.cat(parts).double().numpy() for parts in zip(*found, strict=True))
+    return after, before
 
 
 def _by_context(values: Floats, contexts: Ints) -> Floats:
