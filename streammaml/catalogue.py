@@ -23,7 +23,7 @@ from streammaml.initialization import NETWORK
 
 SLICE_S = 0.2
 COUNTED_MOST = 2**48
-"""Above it a record that cannot be used, or that deletes, takes no number: nobody gave that one."""
+"""Above it no number counts as given: whatever a record claims, there is room for the next."""
 
 
 class Entry(NamedTuple):
@@ -72,8 +72,8 @@ class Catalogue:
             if key is None:
                 refused.append(Refused(repr((record.key or b"")[:40]), record.offset, "no version"))
                 continue
-            if isinstance(key, int) and key <= COUNTED_MOST:
-                self.highest = max(self.highest, key)
+            if isinstance(key, int):
+                self._count(key)
             if record.value is None:
                 self._delete(key)
                 continue
@@ -88,7 +88,7 @@ class Catalogue:
         return refused
 
     def _take(self, key: str | int, record: Record, published: Published) -> None:
-        self.highest = max(self.highest, published.version)
+        self._count(published.version)
         if key == CURRENT:
             self.current = published
             self.current_s, self.current_offset = record.timestamp / 1000, record.offset
@@ -107,6 +107,10 @@ class Catalogue:
             self.newest = published
         if published.version == self._keep:
             self.kept = published
+
+    def _count(self, version: int) -> None:
+        if version <= COUNTED_MOST:
+            self.highest = max(self.highest, version)
 
     def _refuse(self, version: int, record: Record, error: str) -> None:
         size = len(record.value or b"")

@@ -24,7 +24,13 @@ from streammaml.backends.wire_episodes import decode_episode
 from streammaml.catalogue import read_all
 from streammaml.checkpoint import Checkpoint
 from streammaml.config import Config
-from streammaml.errors import BackendError, FencedError, RejectedError, UnavailableError
+from streammaml.errors import (
+    BackendError,
+    FencedError,
+    InitializationError,
+    RejectedError,
+    UnavailableError,
+)
 from streammaml.events import Episode
 from streammaml.initialization import Initialization
 from streammaml.meta.reservoir import Refused, Reservoir
@@ -90,7 +96,7 @@ class OuterJob:
         self._progress = progress
         self._clock = clock
         self._clients: _Clients | None = None
-        self._succession = Succession(config)
+        self._succession = Succession(config, self._objection)
         self._reservoir = Reservoir(config)
         self._trainer: Trainer | None = None
         self._patience = Patience(config.kafka.unavailable_limit_s)
@@ -177,6 +183,8 @@ class OuterJob:
         started = self._clock()
         try:
             run = self._try(started + min(self._config.outer.seconds, longest_s))
+        except InitializationError as error:  # the next run may do better
+            run = self._run("failed", str(error))
         except Exception as error:
             self._tell(self._run("failed", str(error) or repr(error)), started)
             raise
@@ -187,12 +195,8 @@ class OuterJob:
         if trainer is None or self._stop.is_set():
             return self._run("skipped", "stopped")
 
-        def stopped() -> bool:
-            self._turn()
-            return self._stop.is_set()
-
         def expired() -> bool:
-            return stopped() or self._clock() >= deadline
+            return self._stopped() or self._clock() >= deadline
 
         steps = self._config.outer.steps
         log.info(
@@ -204,7 +208,7 @@ class OuterJob:
         trainer.saw(self._succession.highest)
         with self._progress(steps) as tell:
             outcome = trainer.run(
-                steps, expired, lambda done, _, loss: tell(done, f"loss {loss:.3f}"), stopped
+                steps, expired, lambda done, _, loss: tell(done, f"loss {loss:.3f}"), self._stopped
             )
         run = self._run(outcome.result.value, outcome.why, outcome)
         if self._stop.is_set():
@@ -253,10 +257,21 @@ class OuterJob:
         log.info("incumbent", version=incumbent.version, digest=self._succession.digest)
         self._tell_version(incumbent.version)
 
+    def _objection(self, fresh: Initialization) -> str:
+        return "" if self._trainer is None else self._trainer.objection(fresh, self._stopped)
+
     def _new_trainer(self, incumbent: Initialization) -> Trainer:
-        """With the optimizer state of the run that made the incumbent, where that is kept."""
-        trainer = Trainer(self._config, incumbent, self._reservoir, start_from=self._begin)
-        state = self._checkpoint.read() if self._begin is None else None
+        """With the optimizer state of the run that made the incumbent, where that is kept.
+
+        Another domain's initialization is where a line begins: one that is there goes on.
+        """
+        begin = self._begin
+        if begin is not None and self._succession.has_published:
+            cure = "the topic has versions of this group; give another outer.group to begin anew"
+            log.warning("other_domain_not_used", version=begin.version, why=cure)
+            begin = None
+        trainer = Trainer(self._config, incumbent, self._reservoir, start_from=begin)
+        state = self._checkpoint.read() if begin is None else None
         if state is not None:
             why = trainer.restore(state)
             log.info("optimizer_begins_anew" if why else "optimizer_resumed", why=why)
@@ -342,6 +357,10 @@ class OuterJob:
     def _tell_version(self, version: int) -> None:
         for observer in self._observers:
             observer.serving(version)
+
+    def _stopped(self) -> bool:
+        self._turn()
+        return self._stop.is_set()
 
     def _turn(self) -> None:
         self.loop_at = time.monotonic()

@@ -337,6 +337,23 @@ def test_the_same_initialization_again_keeps_the_optimizer(
     assert trainer.incumbent.version == 6
 
 
+def test_whatever_becomes_the_incumbent_ends_what_began_elsewhere_and_what_waits(
+    config: Config, reservoir: Reservoir
+) -> None:
+    source = other_start(config)
+    trainer = make_trainer(config, reservoir, start_from=source)
+    late = published(trainer.run(STEPS))
+
+    trainer.adopt(replace(trainer.incumbent, version=6, parent=5))
+    plain = nets.pack_states(make_trainer(config, reservoir)._states)
+    fresh = states_equal(nets.pack_states(trainer._states), plain)
+    trainer.adopt(late)
+
+    begun = nets.pack_states(Trainer(config, late, reservoir)._states)
+    assert fresh
+    assert states_equal(nets.pack_states(trainer._states), begun)
+
+
 def test_training_may_begin_with_another_domain_until_the_gate_says_no(
     config: Config, reservoir: Reservoir
 ) -> None:

@@ -27,7 +27,7 @@ from streammaml.events import Floats, Ints
 from streammaml.initialization import NETWORK, Initialization, Spec
 from streammaml.meta.episodes import Held
 from streammaml.meta.feature_nets import query_losses
-from streammaml.meta.nets import Tensors, part_of, with_net
+from streammaml.meta.nets import FEATURE_NETS, Tensors, part_of, with_net
 from streammaml.meta.outer_loop import task_losses
 
 QUANTILE = 1.645
@@ -35,6 +35,7 @@ QUANTILE = 1.645
 EPISODES_LEAST = 64
 CONTEXTS_LEAST = 8
 NORM_GROWTH = 10.0
+NOT_FINITE = "its loss on held-out episodes is not finite"
 CHUNK = 32
 """Episodes that are judged in one stack."""
 FLOOR = 0.1
@@ -130,6 +131,26 @@ def judge(
     )
 
 
+def objection(
+    fresh: Initialization, incumbent: Initialization, held: Held | None, limits: Limits
+) -> str:
+    """What speaks against another's initialization in the incumbent's place; empty: nothing.
+
+    It need not be better, only be one: no net of both is much longer, and the network's loss is
+    finite on the episodes on which the incumbent's is.
+    """
+    for net in (NETWORK, *FEATURE_NETS):
+        if part_of(fresh.tensors, net) and part_of(incumbent.tensors, net):
+            ratio = _norm_ratio(net, fresh, incumbent)
+            if ratio > NORM_GROWTH:
+                return f"{net}: {_too_long(ratio)}"
+    if held is None:
+        return ""
+    before, _ = _losses(NETWORK, incumbent, held, limits)
+    after, _ = _losses(NETWORK, fresh, held, limits)
+    return "" if np.isfinite(after[np.isfinite(before)]).all() else f"{NETWORK}: {NOT_FINITE}"
+
+
 def _judge_net(
     net: str,
     own: Tensors,
@@ -148,7 +169,7 @@ def _judge_net(
     loss = _by_context(before[usable], held.contexts[usable])
     found = NetVerdict(
         passed=False,
-        why="its loss on held-out episodes is not finite",
+        why=NOT_FINITE,
         loss_incumbent=float(loss.mean()) if len(loss) else math.nan,
         norm_ratio=_norm_ratio(net, candidate, reference),
     )
@@ -172,7 +193,7 @@ def _judge_net(
 def _objection(found: NetVerdict, margin: float, enough: bool, untrained: bool) -> str:
     """What speaks against a net; empty: nothing."""
     if found.norm_ratio > NORM_GROWTH:
-        return f"its tensors are {found.norm_ratio:.1f} times as long, at most {NORM_GROWTH:g}"
+        return _too_long(found.norm_ratio)
     mean, error = found.mean_difference, found.standard_error
     if not enough:
         least = f"{EPISODES_LEAST} held-out episodes of {CONTEXTS_LEAST} contexts"
@@ -184,6 +205,10 @@ def _objection(found: NetVerdict, margin: float, enough: bool, untrained: bool) 
     if mean + QUANTILE * error <= allowed:
         return ""
     return f"its loss may be {mean + QUANTILE * error:.4g} higher, at most {allowed:.4g}"
+
+
+def _too_long(ratio: float) -> str:
+    return f"its tensors are {ratio:.1f} times as long, at most {NORM_GROWTH:g}"
 
 
 @torch.no_grad()
