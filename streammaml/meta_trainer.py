@@ -9,7 +9,6 @@ value.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -18,16 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from streammaml.config import Config
-from streammaml.errors import (
-    DamagedError,
-    IncompatibleError,
-    InitializationError,
-    InputError,
-)
+from streammaml.errors import InputError
 from streammaml.events import Event, Float32s, Floats
 from streammaml.initialization import NETWORK, Initialization, encode
 from streammaml.learner import Labels, Schema
@@ -36,12 +28,11 @@ from streammaml.meta.gate import EPISODES_LEAST, Limits, StoppedError, Verdict, 
 from streammaml.meta.nets import Descent, Progress, States, Tensors
 from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate
 from streammaml.meta.reservoir import Reservoir
-from streammaml.sealed import FINGERPRINT_BYTES, seal, unseal
+from streammaml.meta.trainer_state import BAD, TrainerState, decode_state, encode_state
 from streammaml.starts import version_zero
 
 META_BATCH = 32
 VALIDATION_EPISODES = 512
-CHECKPOINT = b"outer"
 
 
 class Result(StrEnum):
@@ -170,43 +161,35 @@ class Trainer:
             return "stopped"
 
     def checkpoint(self) -> bytes:
-        """The optimizer state, for :meth:`restore` over the same incumbent."""
-        packed = nets.pack_states(self._states)
-        header = {
-            "incumbent": self._digest,
-            "rule": self._settings.rule.value,
-            "runs": self._runs,
-            "counts": {net: counts for net, (_, counts) in packed.items()},
-        }
-        tensors = {f"{net}:{n}": t for net, (own, _) in packed.items() for n, t in own.items()}
-        body = json.dumps(header).encode() + b"\n" + save(tensors)
-        return seal(CHECKPOINT, _fingerprint(self._incumbent), body)
+        """For :meth:`restore`: the optimizer state, and which episodes were trained on."""
+        state = TrainerState(
+            incumbent=self._digest,
+            rule=self._settings.rule.value,
+            runs=self._runs,
+            nets=nets.pack_states(self._states),
+            cuts=self._reservoir.cuts(),
+            apart=self._reservoir.sets_apart,
+        )
+        return encode_state(state, self._incumbent.spec)
 
     def restore(self, payload: bytes) -> str:
-        """Go on from a checkpoint. Gives the reason where it cannot be used, then nothing moves."""
+        """Go on from a checkpoint. Gives the reason where its optimizer state cannot be used.
+
+        Which episodes were trained on is known of any one of this model, whatever the incumbent.
+        """
         try:
-            body = bytes(unseal(CHECKPOINT, _fingerprint(self._incumbent), payload))
-            first, _, rest = body.partition(b"\n")
-            header, tensors = json.loads(first), load(rest)
-            if header["incumbent"] != self._digest:
+            state = decode_state(payload, self._incumbent.spec)
+            if state.cuts is not None:
+                self._reservoir.remember(state.cuts, state.apart)
+            if state.incumbent != self._digest:
                 return "it belongs to another initialization"
-            if header["rule"] != self._settings.rule.value:
-                return f"it was trained by the rule {header['rule']}"
-            counts: dict[str, dict[str, int]] = header["counts"]
-            if set(counts) != set(self._states):
-                return f"it holds the nets {sorted(counts)}"
-            found = {net: (_of_net(tensors, net), counts[net]) for net in counts}
-            self._states = nets.unpack_states(self._incumbent, self._settings, found)
-            self._runs, self._begins_elsewhere = int(header["runs"]), False
-        except (
-            DamagedError,
-            IncompatibleError,
-            InitializationError,
-            SafetensorError,
-            LookupError,
-            ValueError,
-            TypeError,
-        ) as error:
+            if state.rule != self._settings.rule.value:
+                return f"it was trained by the rule {state.rule}"
+            if set(state.nets) != set(self._states):
+                return f"it holds the nets {sorted(state.nets)}"
+            self._states = nets.unpack_states(self._incumbent, self._settings, state.nets)
+            self._runs, self._begins_elsewhere = state.runs, False
+        except BAD as error:
             return str(error)
         return ""
 
@@ -399,19 +382,13 @@ def _lacking(reservoir: Reservoir) -> str:
         return "there are no episodes"
     if reservoir.trainable == 0:
         return "there is no episode to train on: all are held out, or overlap one that is"
-    return "there is no held-out episode: it takes two of a context, or 20 contexts"
+    return (
+        "there is no held-out episode: it takes two of a context, or 20 contexts, and newer ones "
+        "than were trained on"
+    )
 
 
 def _digest(initialization: Initialization) -> str:
     """Of what the numbers are and mean, whatever their version is called."""
     plain = replace(initialization, version=0, parent=-1, notes={})
     return hashlib.sha256(encode(plain)).hexdigest()[:32]
-
-
-def _fingerprint(initialization: Initialization) -> bytes:
-    return bytes.fromhex(initialization.spec.fingerprint)[:FINGERPRINT_BYTES]
-
-
-def _of_net(tensors: Tensors, net: str) -> dict[str, Float32s]:
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{net}:")}
-    return {name.partition(":")[2]: tensor for name, tensor in own.items()}

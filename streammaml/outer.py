@@ -102,11 +102,13 @@ class OuterJob:
         self._patience = Patience(config.kafka.unavailable_limit_s)
         self._checkpoint = Checkpoint(config.state.directory, group_of(config))
         self._stop = threading.Event()
+        self._doubted_s = -math.inf
+        """Episodes up to this time may have been trained on by a process before."""
         self.loop_at = time.monotonic()
         """Monotonic time of the latest turn, for the health check."""
         self.is_ready = False
         """Whether it knows the incumbent and has read the episodes that were there."""
-        self._take(past)
+        self._take((episode, False) for episode in past)
 
     def run(self, stop: threading.Event, period_s: float) -> None:
         """Train every ``period_s`` until ``stop``.
@@ -213,8 +215,10 @@ class OuterJob:
         run = self._run(outcome.result.value, outcome.why, outcome)
         if self._stop.is_set():
             return replace(run, result="skipped", why="stopped")
+        # The next start draws other episodes, and knows which ones a candidate was trained on even
+        # if this process ends right after it was published.
+        self._checkpoint.write(trainer.checkpoint())
         if outcome.candidate is None:
-            self._checkpoint.write(trainer.checkpoint())  # the next start draws other episodes
             return run
         try:
             if self._follow(SETTLE_S) and self._succession.highest < outcome.candidate.version:
@@ -275,6 +279,14 @@ class OuterJob:
         if state is not None:
             why = trainer.restore(state)
             log.info("optimizer_begins_anew" if why else "optimizer_resumed", why=why)
+        if self._succession.has_published and not self._reservoir.remembers:
+            self._doubted_s = self._succession.published_s
+            self._reservoir.doubt()
+            log.warning(
+                "held_out_unknown",
+                why="no checkpoint says what was trained on: what came "
+                "before the current version trains, and only what comes after it judges",
+            )
         return trainer
 
     def _listen(self, timeout_s: float) -> None:
@@ -289,17 +301,20 @@ class OuterJob:
         episodes, bad, example = [], 0, ""
         for record in records:
             try:
-                episodes.append(decode_episode(record, self._config))
+                trained = record.timestamp / 1000 <= self._doubted_s
+                episodes.append((decode_episode(record, self._config), trained))
             except RejectedError as error:
                 bad += 1
                 example = example or f"offset {record.offset}: {error.reason.value}: {error}"
         if records:
             self._take(episodes, bad, example)
 
-    def _take(self, episodes: Iterable[Episode], bad: int = 0, example: str = "") -> None:
+    def _take(
+        self, episodes: Iterable[tuple[Episode, bool]], bad: int = 0, example: str = ""
+    ) -> None:
         accepted = duplicate = 0
-        for episode in episodes:
-            refused = self._reservoir.add(episode)
+        for episode, trained in episodes:
+            refused = self._reservoir.add(episode, trained)
             if refused is None:
                 accepted += 1
             elif refused is Refused.DUPLICATE:

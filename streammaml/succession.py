@@ -114,6 +114,12 @@ class Succession:
         entries = self._catalogue.entries.values()
         return any(entry.report.get("group") == group_of(self._config) for entry in entries)
 
+    @property
+    def published_s(self) -> float:
+        """When the topic got its latest version, or its current one."""
+        entries = self._catalogue.entries.values()
+        return max([self._catalogue.current_s, *(entry.published_s for entry in entries)])
+
     def messages(self, fresh: Initialization, report: Mapping[str, Any]) -> list[Message]:
         """A new version, as the current one too; what is too old goes.
 

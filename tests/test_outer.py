@@ -156,6 +156,7 @@ def test_a_second_loop_ends_the_first_with_the_cure(rig: Rig, moment: str) -> No
 
     def second_loop() -> None:
         if not others:
+            rig.produce(events=440)  # to judge by what nobody can have trained on
             others.append(Run(result="skipped", why="", version=0, parent=0))
             others[0] = rig.other().once()
 
@@ -235,6 +236,11 @@ def test_a_damaged_checkpoint_is_not_used(rig: Rig, tmp_path: Path, damage: byte
     (state,) = tmp_path.glob("outer-*/*")
     state.write_bytes(damage + state.read_bytes()[: -len(damage) - 7])
 
+    doubted = rig.once()
+    rig.produce(events=440)
+
+    assert (doubted.result, doubted.version) == ("skipped", 1)
+    assert "newer ones than were trained on" in doubted.why
     assert rig.once().version == 2
 
 

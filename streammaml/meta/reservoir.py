@@ -7,16 +7,16 @@ Rule: never trained on are the newest tenth of each context's episodes and, from
 every context whose hash is a multiple of ten. What is judged by was never trained on *before*
 either: each context has a cut on its line of labels. Episodes that end at or before the cut train,
 those that begin at or after it judge, one that straddles it does neither, and it only moves
-forward. A context that is set apart late keeps the cut that it had.
+forward. A context that is set apart late keeps the cut that it had, and so does one that was
+dropped, or that is read again after a restart (:meth:`Reservoir.remember`).
 
     u = [z_g, z_c]   both from raw x by the scalers that the episode carries, as in training time
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from heapq import nlargest
 
@@ -26,6 +26,14 @@ from numpy.typing import NDArray
 
 from streammaml.config import Config
 from streammaml.events import Context, Episode, Float32s, Ints, Label, Task, canonical
+from streammaml.meta.cuts import (
+    Marks,
+    hash_of,
+    is_apart,
+    newest,
+    packed,
+    unpacked,
+)
 from streammaml.meta.episodes import (
     HELD_OUT_CONTEXTS_LEAST,
     QUERY,
@@ -35,12 +43,8 @@ from streammaml.meta.episodes import (
     Episodes,
     Held,
 )
+from streammaml.meta.kept import Item, Kept, Line
 from streammaml.meta.losses import Examples
-
-APART_EVERY = 10
-"""Of the contexts, by hash, one in so many is set apart; of a context's episodes too."""
-ITEM_BYTES = 512
-"""Of an episode beside its arrays."""
 
 
 class Refused(StrEnum):
@@ -57,63 +61,16 @@ class Refused(StrEnum):
     OVERSIZE = "oversize"
 
 
-@dataclass(slots=True, eq=False)
-class _Item:
-    """One episode, ready to train on."""
-
-    inputs: Float32s  # [n + Q, 2D]
-    targets: Ints | Float32s  # [n + Q], slots of the reservoir, or scaled values
-    support: int  # n
-    begin: int
-    """The labels (begin, end] on the context's line."""
-    end: int
-    arrival: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.inputs.nbytes + self.targets.nbytes + ITEM_BYTES
-
-
-@dataclass(slots=True)
-class _Line:
-    """Where a context stands in a partition's log. Its count of labels may begin anew there."""
-
-    origin: int
-    labels: int
-    offset: int
-
-
-@dataclass(slots=True)
-class _Kept:
-    """What is kept of one context."""
-
-    apart: bool
-    items: list[_Item] = field(default_factory=list)  # oldest first
-    lines: dict[int, _Line] = field(default_factory=dict)
-    end: int = 0
-    cut: int = 0
-    """Nothing that ends beyond it was trained on so far."""
-
-    def split(self, apart: bool) -> tuple[list[_Item], list[_Item]]:
-        """Episodes to train on and to judge by; moves the cut forward to where it now belongs."""
-        if not apart:
-            tenth = max(1, len(self.items) // APART_EVERY)
-            newest = self.items[-tenth:] if len(self.items) > 1 else []
-            self.cut = max(self.cut, min((item.begin for item in newest), default=self.end))
-        train = [] if apart else [item for item in self.items if item.end <= self.cut]
-        return train, [item for item in self.items if item.begin >= self.cut]
-
-
 @dataclass(frozen=True, slots=True)
 class _Index:
     """What a draw needs, flat; E contexts with something to train on."""
 
-    train: list[_Item]  # sorted by context, oldest first
+    train: list[Item]  # sorted by context, oldest first
     first: Ints  # [E]
     recent: Ints  # [E], the first one within the last 1,000 labels
     stop: Ints  # [E]
     mass: NDArray[np.float64]  # [E], running sum of √episodes
-    held_out: list[tuple[int, _Item]]  # with the index of the context
+    held_out: list[tuple[int, Item]]  # with the index of the context
 
 
 class Reservoir:
@@ -128,11 +85,15 @@ class Reservoir:
         self._classes: list[Label] = list(config.label.classes)
         self._slots = {canonical(label): i for i, label in enumerate(self._classes)}
         self._rng = np.random.default_rng(config.outer.seed)
-        self._contexts: dict[Context, _Kept] = {}
+        self._contexts: dict[Context, Kept] = {}
+        self._marks: dict[int, Marks] = {}  # by hash, of contexts that are not there
         # Contexts by how many episodes they have, so that the largest is found at once.
         self._by_size: dict[int, dict[Context, None]] = {}
         self._largest = self._size = self._bytes = self._arrivals = 0
-        self._set_apart = False
+        self.sets_apart = False
+        """Whether there were enough contexts to set some apart, now or ever."""
+        self.remembers = False
+        """Whether it was told what was trained on in the process before."""
         self._index: _Index | None = None
         self.refused = dict.fromkeys(Refused, 0)
 
@@ -178,12 +139,43 @@ class Reservoir:
                 if (item.targets < 0).any():
                     self._remove(context, kept.items.index(item))
 
-    def add(self, episode: Episode) -> Refused | None:
-        """Take an episode in, or say why not, and count it."""
+    def add(self, episode: Episode, trained: bool = False) -> Refused | None:
+        """Take an episode in, or say why not, and count it.
+
+        ``trained``: it may have been trained on, and all of its context before it.
+        """
         refused = self._add(episode)
+        kept = self._contexts.get(episode.context)
         if refused is not None:
             self.refused[refused] += 1
+        elif trained and kept is not None:
+            kept.cut = max(kept.cut, kept.end)
         return refused
+
+    def cuts(self) -> Ints:
+        """Up to where each context was trained on, for :meth:`remember` [M, 3]."""
+        there = {hash_of(c): kept.marked() for c, kept in self._contexts.items() if kept.cut}
+        return packed(newest({**self._marks, **there}))
+
+    def remember(self, cuts: Ints, apart: bool) -> None:
+        """What was trained on in a process before, and whether it set contexts apart.
+
+        ValueError if these are no cuts; then nothing moves.
+        """
+        marks = unpacked(cuts)
+        for context, kept in self._contexts.items():
+            own = marks.pop(hash_of(context), None)
+            if own is not None:
+                kept.remember(own)
+        self._marks |= marks
+        self.sets_apart |= apart
+        self.remembers, self._index = True, None
+
+    def doubt(self) -> None:
+        """All that is there may have been trained on: nothing of it judges any more."""
+        for kept in self._contexts.values():
+            kept.cut = max(kept.cut, kept.end)
+        self._index = None
 
     def train(self, rng: np.random.Generator, count: int) -> Episodes | None:
         """Draw a meta-batch with replacement; None where there is nothing to train on.
@@ -223,7 +215,7 @@ class Reservoir:
         if not (np.isfinite(inputs).all() and np.isfinite(slots).all()):
             return Refused.NONFINITE
         support = len(used) - (len(episode.y) - episode.support)
-        item = _Item(inputs, slots[used], support, 0, 0, self._arrivals)
+        item = Item(inputs, slots[used], support, 0, 0, self._arrivals)
         if item.nbytes > self._byte_limit:
             return Refused.OVERSIZE
         self._place(episode, item)
@@ -234,14 +226,18 @@ class Reservoir:
     def _byte_limit(self) -> float:
         return self._limits.reservoir_mb * 1e6
 
-    def _place(self, episode: Episode, item: _Item) -> None:
+    def _place(self, episode: Episode, item: Item) -> None:
         """Append the episode to its context, on one line of labels across partitions."""
         context = episode.context
-        kept = self._contexts.setdefault(context, _Kept(apart=_is_apart(context)))
+        kept = self._contexts.get(context)
+        if kept is None:
+            marks = self._marks.pop(hash_of(context), {})
+            kept = self._contexts[context] = Kept(apart=is_apart(context), marks=marks)
         line = kept.lines.get(episode.partition)
         if line is None or episode.labels <= line.labels:  # a new one, or counted anew
             origin = kept.end - max(0, episode.labels - len(episode.y))
-            line = kept.lines[episode.partition] = _Line(origin, 0, -1)
+            line = Line(origin, 0, -1)
+            kept.enter(episode.partition, line, episode.labels)
         line.labels, line.offset = episode.labels, int(episode.label_offsets[-1])
         item.end = line.origin + episode.labels
         item.begin = item.end - len(episode.y)
@@ -275,7 +271,9 @@ class Reservoir:
         if not bucket:
             self._by_size.pop(size - episodes, None)
         if size == 0:
-            del self._contexts[context]
+            kept = self._contexts.pop(context)
+            if kept.cut:
+                self._marks = newest({**self._marks, hash_of(context): kept.marked()})
         else:
             self._by_size.setdefault(size, {})[context] = None
         while self._largest and self._largest not in self._by_size:
@@ -304,13 +302,13 @@ class Reservoir:
     def _indexed(self) -> _Index:
         if self._index is None:
             # Once set apart they stay so, even when fewer than 20 contexts are left.
-            self._set_apart |= len(self._contexts) >= HELD_OUT_CONTEXTS_LEAST
+            self.sets_apart |= len(self._contexts) >= HELD_OUT_CONTEXTS_LEAST
             self._index = _index_of(
-                kept.split(self._set_apart and kept.apart) for kept in self._contexts.values()
+                kept.split(self.sets_apart and kept.apart) for kept in self._contexts.values()
             )
         return self._index
 
-    def _stack(self, items: Sequence[_Item]) -> Episodes:
+    def _stack(self, items: Sequence[Item]) -> Episodes:
         """Pad episodes to one size; padding has weight 0."""
         count, width = len(items), items[0].inputs.shape[1]
         inputs = np.zeros((count, self._capacity + QUERY, width), np.float32)
@@ -332,9 +330,9 @@ class Reservoir:
         )
 
 
-def _index_of(splits: Iterable[tuple[list[_Item], list[_Item]]]) -> _Index:
-    train: list[_Item] = []
-    held_out: list[tuple[int, _Item]] = []
+def _index_of(splits: Iterable[tuple[list[Item], list[Item]]]) -> _Index:
+    train: list[Item] = []
+    held_out: list[tuple[int, Item]] = []
     bounds: list[tuple[int, int, int]] = []
     for context, (own, apart) in enumerate(splits):
         held_out += [(context, item) for item in apart]
@@ -346,11 +344,6 @@ def _index_of(splits: Iterable[tuple[list[_Item], list[_Item]]]) -> _Index:
         bounds.append((len(train) - len(own), len(train) - recent, len(train)))
     first, since, stop = np.array(bounds, np.int64).reshape(-1, 3).T
     return _Index(train, first, since, stop, np.sqrt(stop - first).cumsum(), held_out)
-
-
-def _is_apart(context: Context) -> bool:
-    digest = hashlib.blake2s(context.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % APART_EVERY == 0
 
 
 def _arrived(episode: Episode, capacity: int) -> Ints | None:
