@@ -29,6 +29,8 @@ Ints = NDArray[np.int64]
 NO_OFFSETS: Ints = np.zeros(0, np.int64)
 NO_TIMES: Floats = np.zeros(0)
 """Stand for what a batch was not given."""
+SUPPORT_LEAST, QUERY = 2, 16
+"""Of an episode: the fewest examples of a support set, and how many a query set has."""
 
 
 def canonical(value: Label) -> str:

@@ -12,17 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from streammaml.config import Config
-from streammaml.events import Episode, Event, Float32s, Floats, Label, Task
+from streammaml.events import QUERY, SUPPORT_LEAST, Episode, Event, Float32s, Floats, Label, Task
 from streammaml.learner import Labels, Schema
-from streammaml.meta.episodes import (
-    LABELS_LEAST,
-    PSEUDO_EVENTS,
-    QUERY,
-    SUPPORT,
-    SUPPORT_LEAST,
-    History,
-    history,
-)
+from streammaml.meta.episodes import LABELS_LEAST, PSEUDO_EVENTS, SUPPORT, History, history
 
 STRIDE = 4
 """Labels from one window of a context to the next, at least."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from streammaml.config import Config
-from streammaml.events import Episode, Event
-from streammaml.meta.episodes import PSEUDO_EVENTS, QUERY
+from streammaml.events import QUERY, Episode, Event
+from streammaml.meta.episodes import PSEUDO_EVENTS
 from streammaml.meta.reservoir import Reservoir
 from streammaml.recorded import STRIDE, Recorded, collate, episodes_of
 

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 
 from streammaml.config import Config
-from streammaml.events import Context, Episode, Label
-from streammaml.learner.state import QUERY, SUPPORT_LEAST, UNKNOWN, Captures
+from streammaml.events import QUERY, SUPPORT_LEAST, Context, Episode, Label
+from streammaml.learner.state import UNKNOWN, Captures
 
 
 def episodes_of(

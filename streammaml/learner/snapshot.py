@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from streammaml.config import Config, spec_of
 from streammaml.errors import DamagedError
-from streammaml.events import Context, Float32s, Label, Task, canonical
+from streammaml.events import QUERY, Context, Float32s, Label, Task, canonical
 from streammaml.learner import detectors
-from streammaml.learner.state import QUERY, UNKNOWN, ContextState, Ints, StreamState
+from streammaml.learner.state import UNKNOWN, ContextState, Ints, StreamState
 from streammaml.sealed import OVERHEAD_BYTES, seal, unseal
 
 LIGHT, WEIGHTS, DETECTOR = b"c/", b"w/", b"d/"

@@ -20,8 +20,6 @@ from streammaml.events import Codes, Float32s, Floats, Packed
 from streammaml.events import Ints as Ints
 from streammaml.initialization import Initialization
 
-SUPPORT_LEAST, QUERY = 2, 16
-"""Of an episode: the fewest examples of a support set, and how many a query set has."""
 NO_LOG, UNKNOWN = -1, -2
 """Instead of an example's offset: it came from no log; what it was is not known."""
 CAPTURES = 64

@@ -21,15 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streammaml.events import Float32s, Floats, Task
+from streammaml.events import QUERY, SUPPORT_LEAST, Float32s, Floats, Task
 from streammaml.meta.losses import Examples
 
 Ints = NDArray[np.int64]
 Number = TypeVar("Number", np.int32, np.float64)
 
 SUPPORT = 32
-QUERY = 16
-SUPPORT_LEAST = 2
 LABELS_LEAST = SUPPORT_LEAST + QUERY
 RECENT = 1_000
 PSEUDO_EVENTS = 20.0

@@ -38,6 +38,7 @@ from streammaml.meta.episodes import Episodes
 from streammaml.meta.losses import Examples, loss, shares
 from streammaml.meta.networks import Parameters
 from streammaml.meta.optimizer import Descent, advance, begin, packed, unpacked
+from streammaml.meta.outer_state import OuterSettings
 
 NETS = tuple(FEATURE_WIDTHS)
 """f and g."""
@@ -45,11 +46,8 @@ LOG_RIDGE = {"f": 2.0, "g": 0.0}
 LOG_SCALE = 1.0
 LOG_NOISE = -1.0
 F_SCALE = 0.25
-PRIOR_WEIGHT = 0.3
 TARGET_LIMIT = 6.0
 WORST_NLL = 12.0
-LEARNING_RATE = 2e-3
-CLIP_NORM = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,30 +102,23 @@ def draw_net(spec: Spec, net: str, seed: int) -> dict[str, Float32s]:
 
 
 def net_step(
-    state: NetState,
-    episodes: Episodes,
-    learning_rate: float = LEARNING_RATE,
-    clip_norm: float = CLIP_NORM,
+    state: NetState, episodes: Episodes, settings: OuterSettings, learning_rate: float
 ) -> tuple[NetState, float]:
     """One Adam step on one meta-batch; the new state, and the loss before the step."""
     vector = state.descent.vector.detach().requires_grad_()
     with torch.enable_grad():
         prior, adapted = query_losses(_split(vector, state), state.net, episodes)
-        total = adapted.mean() + PRIOR_WEIGHT * prior.mean()
+        total = adapted.mean() + settings.init_weight * prior.mean()
     (gradient,) = torch.autograd.grad(total, vector)
     value = float(total.detach())
     descent = advance(
-        state.descent, gradient, value, learning_rate=learning_rate, clip_norm=clip_norm
+        state.descent,
+        gradient,
+        value,
+        learning_rate=learning_rate,
+        clip_norm=settings.outer_clip,
     )
     return replace(state, descent=descent), value
-
-
-@torch.no_grad()
-def net_losses(tensors: Mapping[str, Float32s], episodes: Episodes) -> Tensor:
-    """Query loss [T] of one net's adapted head; ``tensors`` as :func:`finish_net` gives them."""
-    (net,) = {group_of(name) for name in tensors}
-    given = {name.partition("/")[2]: torch.from_numpy(t) for name, t in tensors.items()}
-    return query_losses(given, net, episodes)[1]
 
 
 def finish_net(state: NetState) -> dict[str, Float32s]:

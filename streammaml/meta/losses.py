@@ -15,9 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MARGIN_SCALE = 2.0
-"""Of the softmax that makes probabilities of margins."""
-
 
 class Loss(StrEnum):
     """What the inner and the outer loop lessen."""
@@ -108,13 +105,6 @@ class Objective:
 def loss(outputs: Tensor, examples: Examples, kind: Loss = Loss.DEFAULT) -> Tensor:
     """Weighted mean loss [T] of outputs [T, S, K]."""
     return Objective(examples, kind).loss(outputs)
-
-
-def probabilities(outputs: Tensor, classes: int = 0, kind: Loss = Loss.DEFAULT) -> Tensor:
-    """Of the class slots [..., K], 0 for those not in use; softmax, of twice the margins."""
-    used = outputs[..., : classes or None]
-    shared = torch.softmax(MARGIN_SCALE * used if kind is Loss.HINGE else used, -1)
-    return functional.pad(shared, (0, outputs.shape[-1] - used.shape[-1]))
 
 
 def shares(examples: Examples) -> Tensor:

@@ -188,5 +188,5 @@ def _step(
     state: OuterState | NetState, episodes: Episodes, settings: OuterSettings, rate: float
 ) -> tuple[OuterState | NetState, float]:
     if isinstance(state, NetState):
-        return net_step(state, episodes, rate, settings.outer_clip)
+        return net_step(state, episodes, settings, rate)
     return outer_step(state, episodes, settings, rate)

@@ -25,7 +25,17 @@ import torch
 from numpy.typing import NDArray
 
 from streammaml.config import Config
-from streammaml.events import Context, Episode, Float32s, Ints, Label, Task, canonical
+from streammaml.events import (
+    QUERY,
+    SUPPORT_LEAST,
+    Context,
+    Episode,
+    Float32s,
+    Ints,
+    Label,
+    Task,
+    canonical,
+)
 from streammaml.meta.cuts import (
     Marks,
     hash_of,
@@ -34,15 +44,7 @@ from streammaml.meta.cuts import (
     packed,
     unpacked,
 )
-from streammaml.meta.episodes import (
-    HELD_OUT_CONTEXTS_LEAST,
-    QUERY,
-    RECENT,
-    SUPPORT_LEAST,
-    Z_LIMIT,
-    Episodes,
-    Held,
-)
+from streammaml.meta.episodes import HELD_OUT_CONTEXTS_LEAST, RECENT, Z_LIMIT, Episodes, Held
 from streammaml.meta.kept import Item, Kept, Line
 from streammaml.meta.losses import Examples
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from streammaml.config import Config
 from streammaml.evaluation.streams import WIDTH, Stream, hyper
-from streammaml.events import Episode, Float32s, Floats, Label
-from streammaml.meta.episodes import PSEUDO_EVENTS, QUERY, SUPPORT, SUPPORT_LEAST
+from streammaml.events import QUERY, SUPPORT_LEAST, Episode, Float32s, Floats, Label
+from streammaml.meta.episodes import PSEUDO_EVENTS, SUPPORT
 from streammaml.meta.reservoir import Reservoir
 
 CLASSES: tuple[Label, ...] = ("no", "yes")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammaml.config import Config
-from streammaml.events import Episode
+from streammaml.events import QUERY, Episode
 from streammaml.meta import cuts
 from streammaml.meta.cuts import hash_of
-from streammaml.meta.episodes import QUERY, Episodes
+from streammaml.meta.episodes import Episodes
 from streammaml.meta.reservoir import Reservoir
 from tests.meta.episode_maker import make_config, make_episode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -11,15 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from streammaml.errors import InitializationError
-from streammaml.events import Task
-from streammaml.initialization import Initialization, Spec, draw
+from streammaml.events import Float32s, Task
+from streammaml.initialization import Initialization, Spec, draw, group_of
 from streammaml.meta.episodes import Episodes, hold_out, sample
 from streammaml.meta.feature_nets import (
     NETS,
+    NetState,
     draw_net,
     features_of,
     finish_net,
-    net_losses,
     net_step,
     pack_net,
     query_losses,
@@ -30,6 +31,7 @@ from streammaml.meta.feature_nets import (
 )
 from streammaml.meta.losses import Examples
 from streammaml.meta.networks import Parameters
+from streammaml.meta.outer_state import OuterSettings
 from tests.meta.build import (
     CLASSES,
     REGRESSION,
@@ -40,6 +42,19 @@ from tests.meta.build import (
 )
 
 TASKS = [CLASSES, REGRESSION]
+SETTINGS = OuterSettings()
+
+
+def step(state: NetState, episodes: Episodes) -> tuple[NetState, float]:
+    return net_step(state, episodes, SETTINGS, SETTINGS.learning_rate)
+
+
+@torch.no_grad()
+def adapted_losses(tensors: Mapping[str, Float32s], episodes: Episodes) -> Tensor:
+    """Query loss [T] of one net's adapted head, from the tensors of an initialization."""
+    (net,) = {group_of(name) for name in tensors}
+    given = {name.partition("/")[2]: torch.from_numpy(t) for name, t in tensors.items()}
+    return query_losses(given, net, episodes)[1]
 
 
 def tensors_of(spec: Spec, net: str, seed: int = 0) -> Parameters:
@@ -172,7 +187,7 @@ def test_padding_has_no_effect_whatever_stands_there(task: Task, net: str) -> No
         )
 
     torch.testing.assert_close(
-        net_losses(tensors, Episodes(*noisy)), net_losses(tensors, Episodes(support, query))
+        adapted_losses(tensors, Episodes(*noisy)), adapted_losses(tensors, Episodes(support, query))
     )
 
 
@@ -187,7 +202,7 @@ def test_a_support_of_two_equal_points_has_a_finite_gradient(task: Task, net: st
     support.weights[:, :2] = 1
     state = start_net(spec, net, 0)
 
-    after, value = net_step(state, Episodes(support, query))
+    after, value = step(state, Episodes(support, query))
 
     assert math.isfinite(value)
     assert (after.taken, after.skipped) == (1, 0)
@@ -204,7 +219,7 @@ def test_classes_that_are_not_in_use_have_no_share(net: str) -> None:
     two = {n: t[:, :2] if n.endswith("head") else t for n, t in tensors.items()}
 
     torch.testing.assert_close(
-        net_losses(tensors, open_list), net_losses(two, Episodes(support, query))
+        adapted_losses(tensors, open_list), adapted_losses(two, Episodes(support, query))
     )
 
 
@@ -224,7 +239,7 @@ def test_a_batch_that_is_not_finite_is_skipped_and_moves_nothing(value: float) -
     broken = make_episodes(spec)
     broken.support.inputs[2, 0] = value
 
-    after, loss = net_step(state, broken)
+    after, loss = step(state, broken)
 
     assert not math.isfinite(loss)
     assert (after.taken, after.skipped) == (0, 1)
@@ -256,13 +271,13 @@ def test_a_net_starts_as_written_down_and_is_a_part_of_an_initialization(net: st
 @pytest.mark.parametrize("task", TASKS)
 def test_a_packed_state_goes_on_to_the_bit(task: Task, net: str) -> None:
     spec = make_spec(task)
-    state, _ = net_step(start_net(spec, net, 0), make_episodes(spec))
+    state, _ = step(start_net(spec, net, 0), make_episodes(spec))
 
     again = unpack_net(spec, net, *pack_net(state))
 
     for seed in (3, 4):
-        state, value = net_step(state, make_episodes(spec, seed))
-        again, same = net_step(again, make_episodes(spec, seed))
+        state, value = step(state, make_episodes(spec, seed))
+        again, same = step(again, make_episodes(spec, seed))
         assert value == same
     assert all(t.tobytes() == finish_net(again)[n].tobytes() for n, t in finish_net(state).items())
     assert (again.taken, again.skipped) == (3, 0)
@@ -276,14 +291,14 @@ def test_training_makes_the_head_better_on_contexts_never_trained_on(net: str) -
     held_out = sample(judge, np.random.default_rng(1), 300)
     assert held_out is not None
     state, rng = start_net(make_spec(CLASSES, (20, 2)), net, 1), np.random.default_rng(1)
-    before = float(net_losses(finish_net(state), held_out).mean())
+    before = float(adapted_losses(finish_net(state), held_out).mean())
 
     for _ in range(150):
         batch = sample(train, rng, 24)
         assert batch is not None
-        state, _ = net_step(state, batch)
+        state, _ = step(state, batch)
 
-    after = float(net_losses(finish_net(state), held_out).mean())
+    after = float(adapted_losses(finish_net(state), held_out).mean())
     assert after < before - 0.1
     assert after < 0.6
     assert state.skipped == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streammaml.events import Task
-from streammaml.meta.losses import Examples, Loss, Objective, loss, probabilities
+from streammaml.meta.losses import Examples, Loss, Objective, loss
 from tests.meta.build import CLASSES, REGRESSION, make_examples, make_spec
 
 
@@ -96,13 +96,6 @@ def test_hinge_has_the_value_computed_by_hand() -> None:
 
     assert objective.loss(outputs).tolist() == [0.75 * 0.5 + 0.25 * (1.5 + 0.75)]
     assert objective.slope(outputs).tolist() == [[[-0.75, 0.0, 0.0], [0.25, -0.25, 0.0]]]
-
-
-def test_probabilities_of_margins_are_the_softmax_of_twice_them() -> None:
-    margins = torch.tensor([0.0, math.log(3.0) / 2, 7.0])
-
-    assert probabilities(margins, 2, Loss.HINGE).tolist() == pytest.approx([0.25, 0.75, 0.0])
-    assert probabilities(2 * margins, 2).tolist() == pytest.approx([0.25, 0.75, 0.0])
 
 
 @pytest.mark.parametrize(("task", "kind"), [(CLASSES, Loss.MSE), (REGRESSION, Loss.HINGE)])

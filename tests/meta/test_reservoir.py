@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammaml.config import Config
-from streammaml.events import Episode
-from streammaml.meta.episodes import QUERY, Episodes, Held
+from streammaml.events import QUERY, Episode
+from streammaml.meta.episodes import Episodes, Held
 from streammaml.meta.reservoir import Refused, Reservoir
 from tests.meta.episode_maker import make_config, make_episode
 

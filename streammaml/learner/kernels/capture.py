@@ -6,10 +6,10 @@ event entered them.
 
 from __future__ import annotations
 
+from streammaml.events import QUERY, SUPPORT_LEAST
 from streammaml.learner.kernels.bundle import Parts
 from streammaml.learner.kernels.compiler import inline, jit
 from streammaml.learner.kernels.vectors import copy
-from streammaml.learner.state import QUERY, SUPPORT_LEAST
 
 FIRST = SUPPORT_LEAST + QUERY
 CAPTURED, DROPPED = 0, 1
