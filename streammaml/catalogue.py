@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streammaml.backends.ports import Record, Tail
@@ -21,6 +21,8 @@ from streammaml.backends.wire_initializations import (
 from streammaml.errors import InitializationError, UnavailableError
 
 SLICE_S = 0.2
+NETWORK = "network"
+"""In a report beside the feature nets ``f`` and ``g``."""
 
 
 class Entry(NamedTuple):
@@ -143,3 +145,11 @@ def read_all(
             heard_at = time.monotonic()
         elif time.monotonic() - heard_at > quiet_s:
             raise UnavailableError(f"Kafka gave nothing for {quiet_s:g} s of what it holds")
+
+
+def loss_of(report: Mapping[str, Any], key: str, net: str = NETWORK) -> float | None:
+    """A loss of one net out of a gate's report, which anyone may have written."""
+    nets = report.get("nets")
+    own = nets.get(net) if isinstance(nets, dict) else None
+    value = own.get(key) if isinstance(own, dict) else None
+    return float(value) if isinstance(value, int | float) else None

@@ -155,6 +155,7 @@ def demo_config(options: DemoOptions) -> Config:
             "label": {"classes": [0, 1]},
             # Any rate, so that the baseline is shown; the best one follows from the past.
             "learner": {"seed": options.seed, "baseline_rate": BASELINE_RATES[0]},
+            "outer": {"feature_nets": False},  # the worker of this profile has no use for them
             "topics": {"partitions": 1},
             "kafka": {"group": "demo", "instance": "demo"},
             "web": {"port": options.port or 0},

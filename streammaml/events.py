@@ -137,7 +137,7 @@ class Packed(NamedTuple):
     """What the core decided about a batch, in few arrays; :class:`Decisions` names their rows."""
 
     probabilities: Float32s  # [2, B, K]
-    numbers: Floats  # [8, B]
+    numbers: Floats  # [9, B]
     counts: NDArray[np.int64]  # [2, B]
     codes: Codes  # [4, B]
 
@@ -178,6 +178,7 @@ class Decisions:
     loss_after = _Row[Floats]("numbers", 5)  # [B], of the candidate on the same examples
     spread = _Row[Floats]("numbers", 6)  # [B], the context's mean |error|; NaN for classes
     gradient_norm = _Row[Floats]("numbers", 7)  # [B], first inner step, before clipping
+    seconds = _Row[Floats]("numbers", 8)  # [B], that the adaptation took; NaN without a clock
     support = _Row[NDArray[np.int64]]("counts", 0)  # [B], examples the adaptation used
     versions = _Row[NDArray[np.int64]]("counts", 1)  # [B], initialization behind the prediction
     levels = _Row[Codes]("codes", 0)  # [B], DriftLevel

@@ -1,26 +1,219 @@
-"""The outer-loop job, offline: a history in, a validated initialization out."""
+"""The outer-loop job without its shell: episodes in, a candidate that passed the gate out.
+
+:class:`Trainer` trains on a reservoir, run after run; :func:`train` on a recorded history, once.
+
+Rule: no file, no clock, no log. When a run ends is for ``expired`` to say, what became of it is a
+value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from streammaml.config import Config, spec_of
-from streammaml.errors import InputError
+from streammaml.errors import (
+    DamagedError,
+    IncompatibleError,
+    InitializationError,
+    InputError,
+)
 from streammaml.events import Event, Float32s, Floats
-from streammaml.initialization import Initialization, draw
+from streammaml.initialization import Initialization, draw, encode
 from streammaml.learner import Labels, Schema
-from streammaml.meta import episodes
-from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate, refine
+from streammaml.meta import episodes, nets
+from streammaml.meta.gate import Limits, Verdict, judge
+from streammaml.meta.nets import NETWORK, Descent, Progress, States, Tensors
+from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate
+from streammaml.meta.reservoir import Reservoir
+from streammaml.sealed import FINGERPRINT_BYTES, seal, unseal
 
 META_BATCH = 32
 VALIDATION_EPISODES = 512
+CHECKPOINT = b"outer"
 
-Progress = Callable[[int, int, float], None]
+
+class Result(StrEnum):
+    """What became of a run; a candidate is for the caller to publish."""
+
+    PUBLISHED = "published"
+    REJECTED = "rejected"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    result: Result
+    why: str = ""
+    """Why no version came of it; of a candidate, which nets stayed as they were."""
+    candidate: Initialization | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """As JSON has it; empty where nothing was trained."""
+    steps: int = 0
+    skipped: int = 0
+    """Steps of any net that were not taken: loss or gradient were not finite."""
+    tasks: int = 0
+    losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of each net before each of its latest steps, at most 100, oldest first."""
+
+
+class Trainer:
+    """The optimizer state over one incumbent, and the runs that try to replace it."""
+
+    def __init__(
+        self,
+        config: Config,
+        incumbent: Initialization,
+        reservoir: Reservoir,
+        start_from: Initialization | None = None,
+    ) -> None:
+        """``start_from``: where training begins, another domain's, until the gate says no to it."""
+        self._config = config
+        self._reservoir = reservoir
+        self._settings = _settings(config, Rule(config.outer.rule))
+        self._incumbent, self._digest = incumbent, _digest(incumbent)
+        begin = None if start_from is None else nets.carried_over(incumbent, start_from)
+        self._begins_elsewhere = begin is not None
+        self._states = self._fresh(begin or incumbent)
+        self._pending: tuple[str, States] | None = None  # of the latest candidate, by its digest
+        self._newest, self._runs = incumbent.version, 0
+        reservoir.follow(incumbent.classes)
+
+    @property
+    def incumbent(self) -> Initialization:
+        return self._incumbent
+
+    def saw(self, version: int) -> None:
+        """This number is taken: that of the next candidate is higher."""
+        self._newest = max(self._newest, version)
+
+    def run(
+        self,
+        steps: int,
+        expired: Callable[[], bool] = lambda: False,
+        on_progress: Progress | None = None,
+    ) -> Outcome:
+        """Train for up to ``steps`` outer steps or until ``expired``, and judge what came of it.
+
+        What it learned is kept only if the candidate is adopted.
+        """
+        torch.set_num_threads(self._config.outer.threads)
+        outer, reservoir = self._config.outer, self._reservoir
+        self._pending = None
+        held = reservoir.held_out(outer.validation)
+        if reservoir.trainable == 0 or held is None:
+            return Outcome(result=Result.SKIPPED, why=_lacking(reservoir))
+        rng = np.random.default_rng([outer.seed, self._incumbent.version, self._runs])
+        run = nets.descend(
+            self._states,
+            lambda: reservoir.train(rng, outer.meta_batch),
+            steps,
+            self._settings,
+            expired,
+            on_progress,
+        )
+        self._runs += 1
+        outcome = Outcome(
+            result=Result.SKIPPED,
+            steps=run.steps,
+            skipped=sum(run.skipped.values()),
+            tasks=run.tasks,
+            losses=run.losses,
+        )
+        if not any(run.taken.values()):
+            why = "no loss was finite" if run.steps else "there was no time for a step"
+            return replace(outcome, why=why)
+        return self._judged(run, held, outcome)
+
+    def adopt(self, initialization: Initialization) -> None:
+        """Let it be the incumbent. The optimizer goes on if it is the latest run's candidate."""
+        digest = _digest(initialization)
+        self._incumbent = initialization
+        self.saw(initialization.version)
+        if digest == self._digest:
+            return
+        if self._pending is not None and digest == self._pending[0]:
+            self._states = self._pending[1]
+        else:
+            self._states = self._fresh(initialization)
+        self._digest, self._pending, self._begins_elsewhere = digest, None, False
+        self._reservoir.follow(initialization.classes)
+
+    def checkpoint(self) -> bytes:
+        """The optimizer state, for :meth:`restore` over the same incumbent."""
+        packed = nets.pack_states(self._states)
+        header = {
+            "incumbent": self._digest,
+            "rule": self._settings.rule.value,
+            "runs": self._runs,
+            "counts": {net: counts for net, (_, counts) in packed.items()},
+        }
+        tensors = {f"{net}:{n}": t for net, (own, _) in packed.items() for n, t in own.items()}
+        body = json.dumps(header).encode() + b"\n" + save(tensors)
+        return seal(CHECKPOINT, _fingerprint(self._incumbent), body)
+
+    def restore(self, payload: bytes) -> str:
+        """Go on from a checkpoint. Gives the reason where it cannot be used, then nothing moves."""
+        try:
+            body = bytes(unseal(CHECKPOINT, _fingerprint(self._incumbent), payload))
+            first, _, rest = body.partition(b"\n")
+            header, tensors = json.loads(first), load(rest)
+            if header["incumbent"] != self._digest:
+                return "it belongs to another initialization"
+            if header["rule"] != self._settings.rule.value:
+                return f"it was trained by the rule {header['rule']}"
+            counts: dict[str, dict[str, int]] = header["counts"]
+            if set(counts) != set(self._states):
+                return f"it holds the nets {sorted(counts)}"
+            found = {net: (_of_net(tensors, net), counts[net]) for net in counts}
+            self._states = nets.unpack_states(self._incumbent, self._settings, found)
+            self._runs, self._begins_elsewhere = int(header["runs"]), False
+        except (
+            DamagedError,
+            IncompatibleError,
+            InitializationError,
+            SafetensorError,
+            LookupError,
+            ValueError,
+            TypeError,
+        ) as error:
+            return str(error)
+        return ""
+
+    def _judged(self, run: Descent, held: episodes.Held, outcome: Outcome) -> Outcome:
+        incumbent = self._incumbent
+        seed = self._config.learner.seed
+        verdict = _verdict(self._config, run, incumbent, held)
+        report = _report(verdict, run, self._settings.rule, self._config.outer.seed)
+        outcome = replace(outcome, report=report, why=verdict.why)
+        kept = self._fresh(incumbent) if self._begins_elsewhere else self._states
+        if not verdict.passed:
+            self._states, self._begins_elsewhere = kept, False
+            return replace(outcome, result=Result.REJECTED)
+        candidate = replace(
+            verdict.merged,
+            version=max(self._newest, incumbent.version) + 1,
+            parent=incumbent.version,
+            classes=self._reservoir.classes,
+            notes=_notes(self._settings.rule, run.taken, seed),
+        )
+        passed = {net: run.states[net] for net, found in verdict.nets.items() if found.passed}
+        self._pending = (_digest(candidate), {**kept, **passed})
+        return replace(outcome, result=Result.PUBLISHED, candidate=candidate)
+
+    def _fresh(self, initialization: Initialization) -> States:
+        wanted, seed = self._config.outer.feature_nets, self._config.learner.seed
+        return nets.begin(initialization, self._settings, wanted, seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +239,8 @@ class Trained:
     """After adaptation from the initialization that training began with."""
     loss_after: float
     loss_unadapted: float
+    report: Mapping[str, Any]
+    """What the gate says of each net against what training began with."""
 
 
 def past_of(config: Config, batches: Iterable[list[Event]]) -> Past:
@@ -76,51 +271,121 @@ def train(
     *,
     steps: int,
     rule: Rule = Rule.FOMAML,
+    start_from: Initialization | None = None,
     on_progress: Progress | None = None,
 ) -> Trained:
-    """Meta-train from the configured seed's initialization on the past.
+    """Meta-train on the past, from the configured seed's initialization or another domain's.
 
     Validated on held-out contexts and each other context's newest tenth, which are never trained
-    on. Raises InputError where no context has enough labels for an episode.
+    on. What the gate says goes into the report, it keeps nothing back. Raises InputError where no
+    context has enough labels for an episode.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(config.outer.threads)
     learner = config.learner
     # The names of an open list of classes belong to the initialization: its outputs mean them.
     classes = () if config.label.classes else tuple(past.labels.classes)
     begin = draw(spec_of(config), learner.seed, learner.inner_rate, classes)
+    if start_from is not None:
+        begin = nets.carried_over(begin, start_from)
     whole = episodes.history(past.contexts, past.x, past.y, config.label.task, len(classes))
     training, held_out = episodes.hold_out(whole)
     rng = np.random.default_rng(learner.seed)
-    judged = episodes.sample(held_out, rng, VALIDATION_EPISODES)
+    judged = episodes.sample_to_judge(held_out, rng, VALIDATION_EPISODES)
     if len(training) == 0 or judged is None:
         raise InputError(
             f"no context has the {episodes.LABELS_LEAST} labels that an episode takes, both to "
             "train on and to validate: it takes 20 contexts, or one with about 180 labels; give a "
             "longer history, or check the context column"
         )
-    settings = OuterSettings(rule=rule, cosine=True, inner_clip=learner.clip_norm)
-    trained, report = refine(
-        begin,
+    settings = replace(_settings(config, rule), cosine=True)
+    run = nets.descend(
+        nets.begin(begin, settings, config.outer.feature_nets, learner.seed),
         lambda: episodes.sample(training, rng, META_BATCH),
         steps,
         settings,
-        on_progress,
+        on_progress=on_progress,
     )
-    before = evaluate(begin, judged, learner.clip_norm)
-    unadapted, after = evaluate(trained, judged, learner.clip_norm)
-    notes = {
-        "rule": rule.value,
-        "steps": str(report.taken),
-        "seed": str(learner.seed),
-        "validation_loss": f"{after:.6f}",
-        "validation_loss_before": f"{before[1]:.6f}",
-    }
+    trained = begin
+    for net, own in _trained(run, begin).items():
+        trained = nets.with_net(trained, net, own)
+    before = evaluate(begin, judged.episodes, learner.clip_norm)
+    unadapted, after = evaluate(trained, judged.episodes, learner.clip_norm)
+    notes = _notes(rule, run.taken, learner.seed)
+    losses = {"validation_loss": f"{after:.6f}", "validation_loss_before": f"{before[1]:.6f}"}
+    if run.steps:
+        trained = replace(trained, version=begin.version + 1, parent=begin.version)
+    verdict = _verdict(config, run, begin, judged)
     return Trained(
-        initialization=replace(trained, notes=notes),
-        steps=report.taken,
-        skipped=report.skipped,
+        initialization=replace(trained, notes={**notes, **losses}),
+        steps=run.taken[NETWORK],
+        skipped=run.skipped[NETWORK],
         validation_episodes=VALIDATION_EPISODES,
         loss_before=before[1],
         loss_after=after,
         loss_unadapted=unadapted,
+        report=_report(verdict, run, rule, learner.seed),
     )
+
+
+def _settings(config: Config, rule: Rule) -> OuterSettings:
+    outer = config.outer
+    return OuterSettings(
+        rule=rule,
+        learning_rate=outer.learning_rate,
+        inner_clip=config.learner.clip_norm,
+        outer_clip=outer.clip_norm,
+    )
+
+
+def _trained(run: Descent, begin: Initialization) -> dict[str, Tensors]:
+    """The tensors of each net that took a step."""
+    return {n: nets.tensors_of(s, begin) for n, s in run.states.items() if run.taken[n] > 0}
+
+
+def _verdict(
+    config: Config, run: Descent, incumbent: Initialization, held: episodes.Held
+) -> Verdict:
+    return judge(
+        _trained(run, incumbent),
+        incumbent,
+        nets.drawn_nets(incumbent, config.learner.seed),
+        held,
+        Limits(config.outer.margin, config.learner.clip_norm),
+    )
+
+
+def _report(verdict: Verdict, run: Descent, rule: Rule, seed: int) -> dict[str, Any]:
+    return {
+        **verdict.report(),
+        "rule": rule.value,
+        "seed": seed,
+        "steps": run.steps,
+        "skipped": dict(run.skipped),
+    }
+
+
+def _notes(rule: Rule, taken: Mapping[str, int], seed: int) -> dict[str, str]:
+    return {"rule": rule.value, "steps": str(taken[NETWORK]), "seed": str(seed)}
+
+
+def _lacking(reservoir: Reservoir) -> str:
+    if len(reservoir) == 0:
+        return "there are no episodes"
+    if reservoir.trainable == 0:
+        return "there is no episode to train on: all are held out, or overlap one that is"
+    return "there is no held-out episode: it takes two of a context, or 20 contexts"
+
+
+def _digest(initialization: Initialization) -> str:
+    """Of what the numbers are and mean, whatever their version is called."""
+    plain = replace(initialization, version=0, parent=-1, notes={})
+    return hashlib.sha256(encode(plain)).hexdigest()[:32]
+
+
+def _fingerprint(initialization: Initialization) -> bytes:
+    return bytes.fromhex(initialization.spec.fingerprint)[:FINGERPRINT_BYTES]
+
+
+def _of_net(tensors: Tensors, net: str) -> dict[str, Float32s]:
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{net}:")}
+    return {name.partition(":")[2]: tensor for name, tensor in own.items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from streammaml import c_clock
 from streammaml.backends.ports import Message, Partition, Record, Standing, StateLog, StateReader
 from streammaml.backends.state import Store, store_path
 from streammaml.config import Config
@@ -331,7 +332,9 @@ class Tenure:
             )
             self._reader.close()
             self._reader = None
-        learner = Learner(config, self._initialization, store, self._network)
+        learner = Learner(
+            config, self._initialization, store, self._network, clock=c_clock.monotonic()
+        )
         value = None if store is None else store.get(BARRIER_KEY)
         if store is not None and value is not None:
             self._barrier = read_barrier(value)

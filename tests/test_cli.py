@@ -75,6 +75,8 @@ except SystemExit as ended:
     [
         (["--help"], 0),
         (["run", "--help"], 0),
+        (["outer", "--help"], 0),
+        (["initializations", "--help"], 0),
         (["health"], 1),
         (["contexts"], 1),
         (["inspect", "shop-1"], 1),
@@ -112,6 +114,7 @@ def test_a_light_command_imports_no_heavy_library(
         ("streammaml.doctor", {"numba", "river", "kafka"}),
         ("streammaml.inspection.stored", {"numba", "river", "kafka"}),
         ("streammaml.jobs", {"kafka"}),
+        ("streammaml.inspection.published", {"kafka"}),
         ("streammaml.inspection.pages", set[str]()),
         ("streammaml.inspection.remote", set[str]()),
         ("streammaml.config_file", set[str]()),
@@ -152,7 +155,7 @@ def test_the_installed_command_and_the_module_are_one(tmp_path: Path) -> None:
         (["run", *MODEL, "--set", "kafka.gruop=x"], "did you mean kafka.group?"),
         (["run"], "no features: .*`streammaml config init --from-sample FILE`"),
         (["outer", "--once", "--from", "x.csv"], "no features: "),
-        (["outer", "--from", "x.csv"], "add --once"),
+        (["outer", "--every", "5m"], "no features: "),
         (["run", "--features", "a:colour"], "features.0.type: .*'category'"),
         (["run", "--features", "a,b,a"], "feature 'a' is listed twice"),
         (["run", "--port", "70000"], "web.port"),
@@ -198,8 +201,14 @@ def test_a_misspelt_variable_ends_with_78_and_the_nearest_name(
         (["run", "--frobnicate"], "No such option: --frobnicate"),
         (["demo", "--events", "5"], "greater than or equal to 1000"),
         (["demo", "--json", "none/demo.json"], "there is no folder none"),
-        (["outer"], "Missing option '--from'"),
-        ([*OUTER, "--from", "x.csv", "--rule", "reptile"], "'reptile' is not one of .*'maml'"),
+        (["outer", "--once", "--every", "5m"], "--once and --every exclude each other"),
+        (["outer", "--every", "soon"], "'soon' is no duration: 20s, 5m and 1h are"),
+        (["outer", "--every", "0s"], "'0s' is no duration"),
+        (["outer", "--once", "--out", "x"], "--out goes with --from FILE"),
+        (["outer", "--from", "x.csv", "--every", "1h", "--out", "x"], "without --every"),
+        (["outer", "--from-initialization", "twelve"], "v12@topic, current@topic and v12 are"),
+        (["initializations", "rollback", "twelve"], "'twelve' is no version: v12 is one"),
+        ([*OUTER, "--from", "x.csv", "--rule", "sgd"], "'sgd' is not one of .*'maml'.*'reptile'"),
         ([*OUTER, "--from", "x.csv", "--out", "none/x"], "there is no folder none"),
         ([*OUTER, "--from", "x.csv", "--out", "."], "is a folder"),
         (["config", "init", "--out", "none/x.toml"], "there is no folder none"),
@@ -222,13 +231,15 @@ def test_a_wrong_use_ends_with_2_before_any_work(
     assert os.listdir() == ["events.csv"]
 
 
-@pytest.mark.parametrize("command", ["topics", "feed", "run"])
+@pytest.mark.parametrize("command", ["topics", "feed", "run", "outer", "initializations"])
 def test_no_broker_ends_with_69_and_the_address(call: Call, command: str, nowhere: str) -> None:
     write_csv(Path("events.csv"))
     arguments = {
         "topics": ["topics"],
         "feed": ["feed", "events.csv", "--label", "label"],
         "run": ["run", *MODEL, "--set", "kafka.unavailable_limit_s=0.3"],
+        "outer": ["outer", "--once", *MODEL_SET, "--set", "kafka.unavailable_limit_s=0.3"],
+        "initializations": ["initializations", "list"],
     }
     begun = time.monotonic()
 

@@ -23,11 +23,12 @@ LAYERS = [
     {"learner", "meta"},
     {"backends"},
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox", "reporting"}
-    | {"patience", "disk"}
-    | {"meta_trainer", "following", "starts", "evaluation", "feed", "compat"},
+    | {"patience", "disk", "c_clock"}
+    | {"meta_trainer", "following", "catalogue", "starts", "evaluation", "feed", "compat"}
+    | {"catalogue", "checkpoint", "succession", "recorded"},
     # What the commands do, each imported when it is called.
     {"observers", "config_file", "serving", "jobs", "training", "outer", "doctor", "demo"}
-    | {"inspection"},
+    | {"inspection", "outer_serving"},
     {"flags", "process"},
     {"cli", "__main__"},
     {"__init__"},  # the package's front door may name anything

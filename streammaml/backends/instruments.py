@@ -21,6 +21,8 @@ from streammaml.events import DriftLevel, Reason, Result, Trigger
 PREFIX = "streammaml_"
 LOSS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+ADAPTATION_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.01, 0.1, 1.0)
+"""A compiled one takes some ten millionths of a second, one of a torch module milliseconds."""
 INNER_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 AGE_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
 EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -103,6 +105,7 @@ NAMES = {
     "adaptations_total": Name(
         Counter, "Adaptations by cause and end.", {"trigger": TRIGGERS, "result": RESULTS}
     ),
+    "adaptation_duration_seconds": Name(BatchHistogram, "Time of an adaptation.", {}, ADAPTATION_S),
     "adaptation_query_loss": Name(
         BatchHistogram,
         "Loss on the newest examples around an adaptation.",

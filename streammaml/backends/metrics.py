@@ -228,6 +228,8 @@ class Metrics:
         query.observe_many(decisions.loss_before[places], "before")
         query.observe_many(decisions.loss_after[places], "after", contexts, now_s)
         histograms["support_examples"].observe_many(decisions.support[places].astype(np.float64))
+        durations = decisions.seconds[places]
+        histograms["adaptation_duration_seconds"].observe_many(durations, "", contexts, now_s)
         norms = decisions.gradient_norm[places]
         histograms["gradient_norm"].observe_many(norms, "inner")
         broken = int(np.count_nonzero(results == Result.DIVERGED))

@@ -77,7 +77,9 @@ class Learner:
         initialization: Initialization,
         shelf: Shelf | None = None,
         network: Network | None = None,
+        clock: tuple[int, int] = (0, 0),
     ) -> None:
+        """``clock``: address and number of a C clock, by which adaptations are timed."""
         learner = config.learner
         self._config = config
         self._spec = spec_of(config)
@@ -97,7 +99,8 @@ class Learner:
         self._rows = self._memory.rows
         self._detectors = self._watch.detectors
         self._meta = self._meta_of(self._versions.current)
-        self._scratch = new_scratch(self._meta, learner.support_size, self._schema.width)
+        width = self._schema.width
+        self._scratch = new_scratch(self._meta, learner.support_size, width, clock)
         windows = CAPTURES if config.episodes.enabled else 0
         self._captures = new_captures(windows, self._form.ring, self._schema.width)
         self._played: Sequence[Context] = ()

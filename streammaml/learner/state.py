@@ -114,6 +114,8 @@ class Scratch(NamedTuple):
     y: Floats  # [S]
     mean: Floats  # [D] the context's scale for this event
     inverse: Floats  # [D]
+    clock: Ints  # [2] address of clock_gettime, 0: none; which clock
+    moment: Ints  # [2] what it said: seconds, nanoseconds
     unit_rates: Float32s  # [J] ones
 
 
@@ -142,6 +144,7 @@ class Outputs(NamedTuple):
     loss_after: Floats
     spread: Floats  # regression: the context's running mean |error|
     gradient_norm: Floats
+    seconds: Floats  # that the adaptation took
     support: Ints
     versions: Ints
     levels: Codes
@@ -205,7 +208,7 @@ def new_stream(width: int, slots: int, known: int) -> StreamState:
     )
 
 
-def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
+def new_scratch(meta: Meta, support: int, width: int, clock: tuple[int, int] = (0, 0)) -> Scratch:
     widest = int(meta.sizes.max())
     turned = 0 if meta.callbacks.any() else widest * widest
     parameters = meta.theta.shape[0]
@@ -222,6 +225,8 @@ def new_scratch(meta: Meta, support: int, width: int) -> Scratch:
         y=np.zeros(support),
         mean=np.zeros(width),
         inverse=np.zeros(width),
+        clock=np.array(clock, np.int64),
+        moment=np.zeros(2, np.int64),
         unit_rates=np.ones(len(meta.lengths), np.float32),
     )
 
@@ -242,7 +247,7 @@ def new_packed(events: int, slots: int) -> Packed:
     """Room for a batch's decisions: numbers NaN, codes 0."""
     return Packed(
         probabilities=np.zeros((2, events, slots), np.float32),
-        numbers=np.full((8, events), np.nan),
+        numbers=np.full((9, events), np.nan),
         counts=np.zeros((2, events), np.int64),
         codes=np.zeros((4, events), np.uint8),
     )

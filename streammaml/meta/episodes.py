@@ -130,11 +130,24 @@ def hold_out(whole: History, every: int = 10, newest: float = 0.1) -> tuple[Hist
     return replace(whole, ranges=train.enough()), replace(whole, ranges=judge.enough())
 
 
+class Held(NamedTuple):
+    """Episodes to judge by."""
+
+    episodes: Episodes  # [T, …]
+    contexts: Ints  # [T], equal where two episodes are of one context
+
+
 def sample(source: History, generator: np.random.Generator, count: int) -> Episodes | None:
     """Draw ``count`` episodes with replacement; None where no context has 18 labels."""
+    held = sample_to_judge(source, generator, count)
+    return None if held is None else held.episodes
+
+
+def sample_to_judge(source: History, generator: np.random.Generator, count: int) -> Held | None:
+    """As :func:`sample`, and which episodes are of one context."""
     if len(source) == 0:
         return None
-    start, size = _windows(source.ranges, generator, count)
+    chosen, start, size = _windows(source.ranges, generator, count)
     last = source.places[start + size + QUERY - 1]
     slots = np.arange(SUPPORT)
     # A padded slot repeats the last support example, so that it needs no second case.
@@ -144,16 +157,17 @@ def sample(source: History, generator: np.random.Generator, count: int) -> Episo
     inputs = torch.from_numpy(_inputs(source, index, last))
     targets = torch.from_numpy(source.targets[index])
     weights = torch.from_numpy((slots < size[:, None]).astype(np.float32))
-    return Episodes(
+    episodes = Episodes(
         Examples(inputs[:, :SUPPORT], targets[:, :SUPPORT], weights, source.classes),
         Examples(
             inputs[:, SUPPORT:], targets[:, SUPPORT:], torch.ones(count, QUERY), source.classes
         ),
     )
+    return Held(episodes, chosen)
 
 
-def _windows(ranges: Ranges, generator: np.random.Generator, count: int) -> tuple[Ints, Ints]:
-    """First labelled event and size of the support set of ``count`` episodes."""
+def _windows(ranges: Ranges, generator: np.random.Generator, count: int) -> tuple[Ints, ...]:
+    """Context, first labelled event and size of the support set of ``count`` episodes."""
     mass = np.sqrt(ranges.stop - ranges.first).cumsum()
     chosen = np.searchsorted(mass, generator.random(count) * mass[-1], side="right")
     first, stop = ranges.first[chosen], ranges.stop[chosen]
@@ -162,7 +176,7 @@ def _windows(ranges: Ranges, generator: np.random.Generator, count: int) -> tupl
     )
     recent = generator.random(count) < 0.5
     earliest = np.where(recent, np.maximum(first, stop - RECENT), first)
-    return generator.integers(earliest, stop - size - QUERY, endpoint=True), size
+    return chosen, generator.integers(earliest, stop - size - QUERY, endpoint=True), size
 
 
 def _inputs(source: History, index: Ints, last: Ints) -> Float32s:

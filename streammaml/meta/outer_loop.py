@@ -57,6 +57,7 @@ __all__ = [
     "outer_step",
     "pack",
     "refine",
+    "scheduled",
     "start",
     "task_losses",
     "unpack",
@@ -148,7 +149,7 @@ def refine(
         if episodes is None:
             break
         before = state
-        state, value = outer_step(before, episodes, settings, _scheduled(settings, done, steps))
+        state, value = outer_step(before, episodes, settings, scheduled(settings, done, steps))
         if state.taken > before.taken:
             losses.append(value)
         if on_progress is not None:
@@ -255,7 +256,8 @@ def _towards_fast_weights(
     return value + (pull - pull.detach())
 
 
-def _scheduled(settings: OuterSettings, done: int, steps: int) -> float:
+def scheduled(settings: OuterSettings, done: int, steps: int) -> float:
+    """The learning rate of the step after ``done`` of ``steps``."""
     if not settings.cosine:
         return settings.learning_rate
     share = 0.5 * (1 + math.cos(math.pi * done / steps))

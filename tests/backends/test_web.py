@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -337,3 +338,19 @@ def test_the_health_path_imports_no_model_and_no_broker() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_board_the_page_is_what_the_process_says_of_itself() -> None:
+    site = Site()
+    sources = replace(site.sources, board=None, status=lambda: "current: v3")
+    site.server = WebServer(WebConfig(port=0), sources)
+
+    with site.server:
+        status, headers, body = site.ask("/")
+        missing = {site.ask(path)[0] for path in ("/page.js", "/api/summary", "/api/contexts/x")}
+        alive = site.ask("/healthz")[0]
+
+    assert (status, headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert body.decode().splitlines() == ["current: v3", "/metrics /healthz /readyz"]
+    assert missing == {404}
+    assert alive == 200

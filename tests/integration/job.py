@@ -33,14 +33,18 @@ def need(name: str) -> Path:
 class Job:
     """Topics, configuration and processes of one test."""
 
-    def __init__(self, servers: str, folder: Path) -> None:
+    def __init__(self, servers: str, folder: Path, events: str = "") -> None:
+        """``events``: the topic of another job, to read the same."""
         self.servers = servers
         self.name = f"job-{secrets.token_hex(4)}"
         self.folder = folder
         self.file = folder / "streammaml.toml"
         self.port = free_port()
         topics = "events predictions adaptations dead_letters episodes initializations state"
-        self._sets = [f"topics.{t}={self.name}-{t}" for t in topics.split()]
+        self._topics = {t: f"{self.name}-{t}" for t in topics.split()}
+        if events:
+            self._topics["events"] = events
+        self._sets = [f"topics.{name}={topic}" for name, topic in self._topics.items()]
         self._sets += [
             f"kafka.bootstrap_servers={servers}",
             f"kafka.group={self.name}",
@@ -50,7 +54,7 @@ class Job:
         ]
 
     def topic(self, name: str) -> str:
-        return f"{self.name}-{name}"
+        return self._topics[name]
 
     def command(self, *arguments: str, sets: Mapping[str, object] | None = None) -> list[str]:
         command = [sys.executable, "-m", "streammaml", *arguments, "--config", str(self.file)]

@@ -95,6 +95,13 @@ class WorkerProcess:
         (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
         return int(line.split()[1]) / 1024
 
+    def end_after(self, seconds: float) -> None:
+        """SIGKILL after a while, in which it must not end."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+            raise AssertionError(f"ended by itself\n{self.log()}")
+        self.kill()
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(TIMEOUT_S)

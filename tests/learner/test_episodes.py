@@ -124,8 +124,7 @@ def test_a_window_is_the_newest_labels_of_its_context_with_the_scales_of_that_mo
     config = with_episodes(make_config(**kind), every=every)
     log = make_log(1, kind["classes"])
     learner, windows = learner_of(config, kind["classes"]), Windows(log, every)
-    seen: set[int] = set()
-    count = 0
+    seen, count = set[int](), 0
     for place in range(EVENTS):
         scales = scales_of(learner, log.stream.contexts[place])
         label = log.stream.y[place]
@@ -150,8 +149,8 @@ def test_a_window_is_the_newest_labels_of_its_context_with_the_scales_of_that_mo
 
 def scales_of(learner: Learner, context: str) -> tuple[Floats, Floats, Floats]:
     """Shifts [2, D], inverses [2, D] and label scale [2] that the context's next event meets."""
-    stream, width = learner._stream, learner.width
-    mean, inverse = np.zeros(width), np.zeros(width)
+    stream = learner._stream
+    mean, inverse = np.zeros((2, learner.width))
     if context in learner:
         scaler.context_scale(learner._contexts, stream, learner._rows[context], mean, inverse)
     scales = np.array([stream.x_shift, mean, stream.x_inverse, inverse])
@@ -264,16 +263,14 @@ def test_a_context_that_expired_begins_a_new_history() -> None:
     log = make_log(7, 2, contexts=1)
     times = np.arange(float(EVENTS))
     times[500:] += 100
-    log = replace(log, times=times)
 
-    episodes = play(make_learner(config), log, [*range(0, EVENTS, 50), EVENTS])
+    episodes = play(make_learner(config), replace(log, times=times), range(0, EVENTS + 1, 50))
 
     labelled = np.flatnonzero(~np.isnan(log.stream.y))
     before = int((labelled < 500).sum())
     labels = [*range(18, before + 1, 16), *range(18, len(labelled) - before + 1, 16)]
     assert [e.labels for e in episodes] == labels
-    later = episodes[len(range(18, before + 1, 16)) :]
-    assert min(int(e.offsets[0]) for e in later) >= log.offsets[500]
+    assert episodes[labels.index(18, 1)].offsets[0] >= log.offsets[500]
 
 
 def test_the_classes_of_an_episode_do_not_depend_on_what_was_collated_with_it() -> None:
@@ -348,8 +345,8 @@ def test_a_state_without_offsets_gives_episodes_of_what_came_since(
             count += 1
             assert kept is not None
             assert_is_window(episode, kept, config.learner.support_size)
-            begins = episode.labels - episode.support - 16
-            assert begins >= known.get(episode.context, 0)
+            first = episode.labels - episode.support - 16
+            assert first >= known.get(episode.context, 0)
 
     assert min(count, skipped) > 1
     assert_same_bits(joined(parts), expected)

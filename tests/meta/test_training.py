@@ -28,9 +28,9 @@ def test_training_makes_adaptation_better_on_contexts_never_trained_on(
 
     _, before = evaluate(drawn, held_out)
     unadapted, after = evaluate(trained, held_out)
-    margin = 0.02 if rule is Rule.REPTILE else 0.05
-    assert after < before - margin
-    assert after < unadapted - margin
+    least = 0.02 if rule is Rule.REPTILE else 0.05  # the weakest of them, in the papers too
+    assert after < before - least
+    assert after < unadapted - least
     assert report.skipped == 0
 
 

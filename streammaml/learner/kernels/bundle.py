@@ -100,6 +100,7 @@ def unpack(packed: Packed) -> Outputs:
         n[5],
         n[6],
         n[7],
+        n[8],
         c[0],
         c[1],
         k[0],

@@ -116,7 +116,7 @@ def _matrix(address: int, rows: int, stride: int, columns: int) -> Float32s:
     return _vector(address, rows * stride).reshape(rows, stride)[:, :columns]
 
 
-def _call(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+def call_c(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
     """Call the C function at the first argument: arrays as pointers to their data, numbers as
     they are.
     """
@@ -143,14 +143,14 @@ def _forward_types(
     keep: Type,
 ) -> tuple[Any, Any]:
     whole = types.int64
-    return whole(whole, parameters, inputs, outputs, whole, whole, whole), _call
+    return whole(whole, parameters, inputs, outputs, whole, whole, whole), call_c
 
 
 def _backward_types(
     typing: Any, address: Type, slope: Type, gradient: Type, stride: Type, rows: Type
 ) -> tuple[Any, Any]:
     whole = types.int64
-    return whole(whole, slope, gradient, whole, whole), _call
+    return whole(whole, slope, gradient, whole, whole), call_c
 
 
 def _plainly(prototype: Callable[[int], Callable[..., int]]) -> Callable[..., int]:

@@ -1,7 +1,7 @@
 """One event after another: predict, score, detect, learn, adapt. The only place that orders them.
 
 Rule: the cut of a stream into calls changes no bit. So everything here takes one event to its end
-before the next begins, and nothing reads a clock or draws a random number.
+before the next begins, and nothing that decides reads a clock or draws a random number.
 
 Arguments everywhere: ``p``, the partition; ``row`` of the event's context; ``i`` its place in the
 batch. ``x`` [B, D] float32, NaN where missing; ``y`` [B] float64, NaN where unlabelled;
@@ -14,7 +14,7 @@ import numpy as np
 
 from streammaml.events import Float32s, Floats, Packed
 from streammaml.learner.kernels import adapt as inner_loop
-from streammaml.learner.kernels import baseline, capture, detector, network, scaler
+from streammaml.learner.kernels import baseline, capture, detector, network, scaler, stopwatch
 from streammaml.learner.kernels.bundle import Bundle, Parts, parts_of
 from streammaml.learner.kernels.compiler import SETTINGS, entry, inline, jit
 from streammaml.learner.kernels.vectors import copy, norm
@@ -293,7 +293,9 @@ def learn(p: Parts, row: int, x: Float32s, y: float, offset: int, level: int, i:
         contexts.segment[row] = min(p.policy.after_drift, contexts.labels[row])
     trigger = due(p, row, level)
     if trigger != NONE:
+        began = stopwatch.seconds(p.scratch)
         adapt(p, row, trigger, i)
+        p.out.seconds[i] = stopwatch.seconds(p.scratch) - began
     stream.counts[0] += 1
     scaler.learn_x(contexts, stream, row, x)
     scaler.refresh_x(stream, stream.counts[0])

@@ -9,19 +9,33 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
-from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from streammaml import config as settings
+from streammaml.cli.initializations import initializations_app
+from streammaml.cli.options import (
+    DEFAULT_FILE,
+    STDOUT,
+    Bootstrap,
+    Classes,
+    ConfigFile,
+    Features,
+    Initialization,
+    Sets,
+    TaskName,
+    failed,
+    load,
+    need_features,
+    writable,
+)
+from streammaml.cli.outer import outer
 from streammaml.config import Config
 from streammaml.errors import ConfigError, StreamMAMLError
-from streammaml.flags import features_of, layer_of_flags, layer_of_sets, values_of
+from streammaml.flags import features_of, layer_of_flags, values_of
 from streammaml.process import configure_logging, last_words, stop_on_signals
 from streammaml.query import LONGEST_PATTERN, MOST_ROWS, Query, Sort
 
@@ -33,45 +47,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Write, show and describe the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-DEFAULT_FILE = Path("streammaml.toml")
-STDOUT = Path("-")
-
-
-def _writable(path: Path | None) -> Path | None:
-    """Refuse, before any work is done, a file that cannot be written."""
-    if path in (None, STDOUT):
-        return path
-    assert path is not None
-    if path.is_dir():
-        raise typer.BadParameter(f"{path} is a folder")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise typer.BadParameter(f"{path} cannot be written")
-    return path
-
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="TOML file [default: ./streammaml.toml if there is one]"),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any setting, such as kafka.group=shop"),
-]
-Bootstrap = Annotated[
-    str | None, typer.Option("--bootstrap-servers", "-b", help="Kafka, as host:port[,host:port]")
-]
-Features = Annotated[
-    str | None,
-    typer.Option(help="name[:type],…; types: number, boolean, category=a|b|c"),
-]
-TaskName = Annotated[str | None, typer.Option(help="classification or regression")]
-Classes = Annotated[str | None, typer.Option(help="The closed list of classes: a,b,c")]
-Initialization = Annotated[
-    Path | None, typer.Option(help="A file that `streammaml outer --once` wrote")
-]
+app.add_typer(initializations_app, name="initializations")
+app.command()(outer)
 
 Url = Annotated[str | None, typer.Option(help="[default: this configuration's worker]")]
 FromTopic = Annotated[
@@ -81,13 +58,6 @@ OTHER_WAYS = (
     "--url names another worker (each knows its own partitions), --from-topic reads what all of "
     "them have stored"
 )
-
-
-class OuterRule(StrEnum):
-    """The rules of ``meta.outer_loop``, which only the command itself imports."""
-
-    FOMAML = "fomaml"
-    MAML = "maml"
 
 
 @app.command()
@@ -118,8 +88,8 @@ def run(
             "web.port": port,
         }
     )
-    effective = _load(config, sets, flags)
-    _need_features(effective)
+    effective = load(config, sets, flags)
+    need_features(effective)
     from streammaml.serving import serve
 
     configure_logging()
@@ -135,7 +105,7 @@ def demo(
     headless: Annotated[bool, typer.Option(help="No page; as fast as it goes")] = False,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="Also write the summary as JSON", callback=_writable),
+        typer.Option("--json", help="Also write the summary as JSON", callback=writable),
     ] = None,
     rate: Annotated[float, typer.Option(min=1, help="Events a second, with the page")] = 500.0,
     port: Annotated[int, typer.Option(help="The page; 0: any free port")] = 9108,
@@ -184,7 +154,7 @@ def feed(
 ) -> None:
     """Replay a file into the events topic, with progress."""
     flags = layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers, "topics.events": topic})
-    effective = _load(config, sets, flags)
+    effective = load(config, sets, flags)
     from streammaml.backends.files import Columns
     from streammaml.feed import FeedPlan
     from streammaml.jobs import feed_file
@@ -208,53 +178,11 @@ def feed(
 
 
 @app.command()
-def outer(
-    source: Annotated[Path, typer.Option("--from", help="A history: CSV, Parquet or JSON lines")],
-    once: Annotated[bool, typer.Option("--once", help="Train once and write the result")] = False,
-    out: Annotated[
-        Path, typer.Option(help="Where the initialization goes", callback=_writable)
-    ] = Path("initialization.safetensors"),
-    steps: Annotated[int, typer.Option(min=1, help="Outer steps")] = 1000,
-    rule: Annotated[
-        OuterRule, typer.Option(help="maml: with second-order gradients")
-    ] = OuterRule.FOMAML,
-    label: Annotated[str, typer.Option(help="Column of the label")] = "label",
-    context: Annotated[str | None, typer.Option(help="Column of the context")] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Columns [default: the features of the configuration]")
-    ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-) -> None:
-    """Meta-train an initialization from a history file."""
-    if not once:
-        raise ConfigError(
-            "the outer loop that follows a topic is not there yet: add --once to train from a file"
-        )
-    effective = _load(config, sets, {})
-    _need_features(effective)
-    from streammaml.backends.files import Columns
-    from streammaml.meta.outer_loop import Rule
-    from streammaml.training import train_from_file
-
-    configure_logging(level="warning")
-    chosen = features or ",".join(f.name for f in effective.features)
-    columns = Columns(features=chosen, label=label, context=context, time=None)
-    trained, rejected = train_from_file(effective, source, columns, out, steps, Rule(rule.value))
-    typer.echo(
-        f"wrote {out}: mean loss after adaptation on {trained.validation_episodes} held-out "
-        f"episodes {trained.loss_before:.3f} before, {trained.loss_after:.3f} now "
-        f"({trained.loss_unadapted:.3f} unadapted); {trained.steps} steps, "
-        f"{trained.skipped} skipped, {rejected} rows left out"
-    )
-
-
-@app.command()
 def topics(
     config: ConfigFile = None, sets: Sets = None, bootstrap_servers: Bootstrap = None
 ) -> None:
     """Create the topics, or check those that exist."""
-    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    effective = load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
     from streammaml.backends.kafka import TopicAdmin
 
     with TopicAdmin(effective) as admin:
@@ -273,7 +201,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Check configuration, libraries, broker and topics; say how to mend what is wrong."""
-    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    effective = load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
     from streammaml.doctor import examine
 
     findings = examine(effective)
@@ -298,11 +226,11 @@ def health(
     from streammaml.inspection.remote import NoWorkerError, get
 
     try:
-        reply = get(url or _address(_load(config, sets, {})), "/healthz", timeout_s)
+        reply = get(url or _address(load(config, sets, {})), "/healthz", timeout_s)
     except NoWorkerError as error:
-        raise _failed(str(error)) from error
+        raise failed(str(error)) from error
     if reply.status != HTTPStatus.OK:
-        raise _failed(reply.text)
+        raise failed(reply.text)
     typer.echo(reply.text)
 
 
@@ -324,12 +252,12 @@ def contexts(
     """List the contexts that a worker has in memory, or that the topic holds."""
     if len(pattern) > LONGEST_PATTERN:
         raise typer.BadParameter(f"--filter has more than {LONGEST_PATTERN} characters")
-    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    effective = load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
     from streammaml.inspection.pages import listing_page, show
 
     query = Query(sort, limit, pattern)
     if from_topic:
-        _need_features(effective)
+        need_features(effective)
         from streammaml.inspection.stored import list_topic
 
         configure_logging(level="warning")
@@ -356,18 +284,18 @@ def inspect(
     timeout_s: Annotated[float, typer.Option(min=0.1)] = 10.0,
 ) -> None:
     """Show all that is known of one context: counters, scalers, detector, weights, examples."""
-    effective = _load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
+    effective = load(config, sets, layer_of_flags({"kafka.bootstrap_servers": bootstrap_servers}))
     from streammaml.inspection.pages import context_page, printable, show
 
     found: dict[str, Any] | None
     if from_topic:
-        _need_features(effective)
+        need_features(effective)
         from streammaml.inspection.stored import find_in_topic
 
         configure_logging(level="warning")
         found = find_in_topic(effective, context)
         if found is None:
-            raise _failed(
+            raise failed(
                 f"no context {printable(context)!r} in {effective.topics.state!r}. `streammaml "
                 "contexts --from-topic --sort name` lists them; one that is younger than the last "
                 "barrier is only in its worker (without --from-topic)"
@@ -392,7 +320,7 @@ def config_init(
     context: Annotated[str | None, typer.Option(help="Column of the context")] = None,
     time: Annotated[str | None, typer.Option(help="Column of the event time")] = None,
     out: Annotated[
-        Path, typer.Option(help="- for standard output", callback=_writable)
+        Path, typer.Option(help="- for standard output", callback=writable)
     ] = DEFAULT_FILE,
     force: Annotated[bool, typer.Option(help="Overwrite")] = False,
 ) -> None:
@@ -414,7 +342,7 @@ def config_show(config: ConfigFile = None, sets: Sets = None) -> None:
     """Print the effective configuration as TOML, secrets hidden."""
     from streammaml.config_file import to_toml
 
-    typer.echo(to_toml(_load(config, sets, {})), nl=False)
+    typer.echo(to_toml(load(config, sets, {})), nl=False)
 
 
 @config_app.command("schema")
@@ -432,30 +360,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
-def _load(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> Config:
-    """Layer file, environment and flags, and name this host's instance."""
-    named = os.environ.get("STREAMMAML_CONFIG")
-    path = file or (Path(named) if named else DEFAULT_FILE)
-    layers: list[dict[str, Any]] = [
-        {"kafka": {"instance": socket.gethostname()}, "state": {"directory": str(_state_home())}}
-    ]
-    if file or named or path.exists():
-        try:
-            layers.append(settings.from_toml(path.read_text("utf-8"), str(path)))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from error
-    layers += [settings.from_environment(os.environ), flags, layer_of_sets(sets)]
-    return Config.build(*layers)
-
-
-def _failed(message: str) -> typer.Exit:
-    """Say why, and end with 1."""
-    typer.echo(message, err=True)
-    return typer.Exit(1)
-
-
 def _ask(url: str, path: str, timeout_s: float) -> dict[str, Any]:
     """What a running worker says; if it says no, or nothing, its reason and the other ways."""
     from streammaml.inspection.remote import NoWorkerError, get
@@ -463,22 +367,13 @@ def _ask(url: str, path: str, timeout_s: float) -> dict[str, Any]:
     try:
         reply = get(url, path, timeout_s)
     except NoWorkerError as error:
-        raise _failed(f"{error}. {OTHER_WAYS}") from error
+        raise failed(f"{error}. {OTHER_WAYS}") from error
     value = reply.value
     if value is None:
-        raise _failed(f"what answers at {url} is no worker of this release ({reply.status})")
+        raise failed(f"what answers at {url} is no worker of this release ({reply.status})")
     if reply.status != HTTPStatus.OK:
-        raise _failed(f"the worker at {url} says: {value.get('error')}. {OTHER_WAYS}")
+        raise failed(f"the worker at {url} says: {value.get('error')}. {OTHER_WAYS}")
     return value
-
-
-def _state_home() -> Path:
-    """Where programs keep state by the XDG convention; here, where there is no home."""
-    try:
-        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    except RuntimeError:
-        return Path("streammaml-state")
-    return Path(home) / "streammaml"
 
 
 def _address(config: Config) -> str:
@@ -493,11 +388,3 @@ def _has_display() -> bool:
     return sys.platform in ("darwin", "win32") or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
-
-
-def _need_features(config: Config) -> None:
-    if not config.features:
-        raise ConfigError(
-            "no features: list them in the configuration file (`streammaml config init "
-            "--from-sample FILE` proposes them) or with --features a,b:boolean,c:category=x|y"
-        )
