@@ -291,6 +291,8 @@ class OuterConfig(_Part):
 class WebConfig(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=9108, ge=0, le=65535)
+    top_contexts: int = Field(default=0, ge=0, le=10)
+    """Export the names of so many contexts with the highest losses; 0: of none."""
 
 
 class Config(_Part):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from streammaml.config import Config, spec_of
+from streammaml.config import Config
 from streammaml.errors import (
     DamagedError,
     IncompatibleError,
@@ -29,7 +29,7 @@ from streammaml.errors import (
     InputError,
 )
 from streammaml.events import Event, Float32s, Floats
-from streammaml.initialization import Initialization, draw, encode
+from streammaml.initialization import Initialization, encode
 from streammaml.learner import Labels, Schema
 from streammaml.meta import episodes, nets
 from streammaml.meta.gate import Limits, Verdict, judge
@@ -37,6 +37,7 @@ from streammaml.meta.nets import NETWORK, Descent, Progress, States, Tensors
 from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate
 from streammaml.meta.reservoir import Reservoir
 from streammaml.sealed import FINGERPRINT_BYTES, seal, unseal
+from streammaml.starts import version_zero
 
 META_BATCH = 32
 VALIDATION_EPISODES = 512
@@ -284,7 +285,7 @@ def train(
     learner = config.learner
     # The names of an open list of classes belong to the initialization: its outputs mean them.
     classes = () if config.label.classes else tuple(past.labels.classes)
-    begin = draw(spec_of(config), learner.seed, learner.inner_rate, classes)
+    begin = replace(version_zero(config), classes=classes)
     if start_from is not None:
         begin = nets.carried_over(begin, start_from)
     whole = episodes.history(past.contexts, past.x, past.y, config.label.task, len(classes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,17 @@ from streammaml.backends.metrics import Metrics
 from streammaml.backends.ports import Partition, Rebalance
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import Config
+from streammaml.errors import StreamMAMLError
 from streammaml.inspection.running import find_context, list_contexts
 from streammaml.partition import Played
-from streammaml.query import Query
+from streammaml.query import Query, Sort
 from streammaml.reporting import Kept, LoadResult, TransactionResult
 from streammaml.worker import Worker
 
 ASK_LIMIT_S = 5.0
 """A busy loop turns every two seconds."""
+SCRAPE_LIMIT_S = 3.0
+"""Prometheus gives up after ten."""
 
 
 class Watch:
@@ -51,6 +55,15 @@ class Watch:
 
     def context(self, name: str) -> dict[str, Any] | None:
         return find_context(self._asked(), name, ASK_LIMIT_S)
+
+    def worst(self, count: int) -> list[tuple[str, float]]:
+        """Contexts with the highest running losses; none where the worker does not answer."""
+        try:
+            query = Query(Sort.LOSS, count, "*")
+            lines = list_contexts(self._asked(), query, SCRAPE_LIMIT_S)["contexts"]
+        except (TimeoutError, StreamMAMLError):
+            return []
+        return [(line["context"], line["loss"]) for line in lines if line["loss"] is not None]
 
     def _asked(self) -> Worker:
         worker = self._worker
@@ -101,6 +114,9 @@ class Watch:
         self.metrics.state_bytes("disk", kept.disk_bytes)
         self._board.contexts(kept.in_memory)
 
+    def misplaced(self, contexts: int) -> None:
+        self.metrics.misplaced(contexts)
+
     def initialization(self, result: LoadResult, version: int) -> None:
         self.metrics.init_loaded(result)
         self.metrics.init_version(version)
@@ -110,6 +126,8 @@ def watched(config: Config) -> tuple[Watch, WebServer]:
     """A watch, and a server (not started) for what it sees."""
     metrics, board = Metrics(config), Board()
     watch = Watch(metrics, board)
+    if config.web.top_contexts:
+        metrics.rank(partial(watch.worst, config.web.top_contexts))
     sources = Sources(
         registry=metrics.registry,
         board=board,

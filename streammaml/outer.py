@@ -258,7 +258,7 @@ class OuterJob:
         assert self._clients is not None
         report = {**run.report, "group": group_of(self._config)}
         messages = self._succession.messages(fresh, report)
-        self._clients.publisher.publish(messages)
+        self._clients.publisher.publish(messages, self._stop)
         self._patience.heard()
         self._succession.published(fresh, messages)
         trainer.adopt(fresh)

@@ -37,6 +37,10 @@ class Observer(Protocol):
     def barrier(self, result: TransactionResult, seconds: float, size: int) -> None: ...
     def lag(self, lag: dict[Partition, int]) -> None: ...
     def kept(self, kept: Kept) -> None: ...
+    def misplaced(self, contexts: int) -> None:
+        """So many more have events in two partitions."""
+        ...
+
     def initialization(self, result: LoadResult, version: int) -> None:
         """``version`` is served now, whatever became of the one received."""
         ...
@@ -77,6 +81,10 @@ class Reporter:
         for observer in self._observers:
             observer.lag(lag)
             observer.kept(kept)
+
+    def misplaced(self, contexts: int) -> None:
+        for observer in self._observers:
+            observer.misplaced(contexts)
 
     def initialization(self, result: LoadResult, version: int) -> None:
         for observer in self._observers:

@@ -29,7 +29,7 @@ from streammaml.errors import FencedError, MisfitError
 from streammaml.initialization import Initialization, check_fits, encode
 from streammaml.starts import load_start
 
-ROLLBACK = "rollback"
+ROLLBACK, START = "rollback", "start"
 GRACE_S = 5.0
 """How long after it was fenced a loop waits to see an operator's rollback."""
 
@@ -54,6 +54,7 @@ class Succession:
         self._catalogue = Catalogue()
         self._read_to = -1  # offset of the current one when the publisher was new
         self._own: set[str] = set()
+        self._start: Initialization | None = None  # the incumbent, where the topic has none
         self.digest = ""
         """Of the incumbent."""
 
@@ -94,11 +95,17 @@ class Succession:
         return self._catalogue.highest
 
     def messages(self, fresh: Initialization, report: Mapping[str, Any]) -> list[Message]:
-        """A new version, as the current one too; what is too old goes."""
+        """A new version, as the current one too; what is too old goes.
+
+        The first one brings the start along, for a rollback to return to.
+        """
+        first = []
+        if self._start is not None and self._start.version not in self._catalogue.entries:
+            first = initialization_messages(self._start, {}, by=START)[:1]
         there = sorted({*self._catalogue.entries, fresh.version})
         kept = there[-self._config.outer.keep_versions :]
         gone = [tombstone(version) for version in there if version < kept[0]]
-        return [*initialization_messages(fresh, report), *gone]
+        return [*first, *initialization_messages(fresh, report), *gone]
 
     def published(self, fresh: Initialization, messages: Sequence[Message]) -> None:
         """They are in the topic, and it is the incumbent now."""
@@ -134,7 +141,7 @@ class Succession:
         """The topic's, or what the configuration names where it has none; None: it is known."""
         published = self._catalogue.current or self._catalogue.newest
         if published is None:
-            incumbent = load_start(self._config)
+            incumbent = self._start = load_start(self._config)
             digest = digest_of(incumbent)
         else:
             incumbent, digest = published.initialization, published.digest

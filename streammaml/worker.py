@@ -41,6 +41,7 @@ from streammaml.initialization import Initialization
 from streammaml.learner import Learner
 from streammaml.learner.kernels.callbacks import Network
 from streammaml.mailbox import Mailbox
+from streammaml.misplaced import MisplacedWatch
 from streammaml.partition import EpisodeBudget, Played, RejectionLimit
 from streammaml.patience import Patience
 from streammaml.recovery import check_partitions
@@ -88,6 +89,7 @@ class Worker:
         self._network = network
         self._connect = connect
         self._tell = Reporter(observers)
+        self._misplaced = MisplacedWatch()
         self._follower = Follower(config, initialization, self._tell)
         episodes = config.episodes
         self._budget = EpisodeBudget(episodes.per_second) if episodes.enabled else None
@@ -262,7 +264,8 @@ class Worker:
         tail = self._clients.initializations
         deadline = time.monotonic() + TAIL_LIMIT_S
         while tail is not None:
-            self._follower.read(tail, POLL_S, time.monotonic())
+            timeout_s = 0.0 if tail.caught_up else POLL_S
+            self._follower.read(tail, timeout_s, time.monotonic())
             if tail.caught_up or self._stop.is_set():
                 return
             if time.monotonic() > deadline:
@@ -391,6 +394,7 @@ class Worker:
             self._uncommitted += played.records
             count += played.records
             self._tell.played(played)
+            self._look_elsewhere(partition, tenure)
             if not played.live:
                 continue
             if played.rejected:
@@ -399,6 +403,14 @@ class Worker:
                 self.commit(whole=[partition])
                 raise TooManyRejectedError(self._too_many(played))
         return count
+
+    def _look_elsewhere(self, partition: Partition, tenure: Tenure) -> None:
+        assert tenure.learner is not None
+        admitted = tenure.learner.admitted()
+        if admitted and len(self._tenures) > 1:
+            count = self._misplaced.look(partition, admitted, self.learners)
+            if count:
+                self._tell.misplaced(count)
 
     def _after(self, error: BackendError, since_fenced_s: float) -> float:
         """Let go of everything; the seconds until the next life, or what ends this process."""

@@ -52,9 +52,9 @@ class _Announced(MemoryPublisher):
         super().__init__(broker, config)
         self._before = before
 
-    def publish(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message], stop: threading.Event | None = None) -> None:
         self._before()
-        super().publish(messages)
+        super().publish(messages, stop)
 
 
 class Seen:

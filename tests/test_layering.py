@@ -23,7 +23,7 @@ LAYERS = [
     {"learner", "meta"},
     {"backends"},
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox", "reporting"}
-    | {"patience", "disk", "c_clock"}
+    | {"patience", "disk", "c_clock", "misplaced"}
     | {"meta_trainer", "following", "catalogue", "starts", "evaluation", "feed", "compat"}
     | {"catalogue", "checkpoint", "succession", "recorded"},
     # What the commands do, each imported when it is called.
@@ -170,6 +170,7 @@ def test_a_pure_room_opens_prints_and_draws_nothing_by_itself(room: str) -> None
         ("kafka", {"backends"}),
         ("river", {"learner", "evaluation", "compat"}),
         ("prometheus_client", {"backends"}),
+        ("grafana_foundation_sdk", {"backends"}),
         ("sqlite3", {"backends"}),
     ],
 )

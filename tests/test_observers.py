@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 import urllib.error
 import urllib.request
 
 import pytest
+from prometheus_client import generate_latest
 
 from streammaml.backends.instruments import STATES
 from streammaml.backends.memory import MemoryBroker
@@ -16,13 +19,18 @@ from streammaml.config import Config
 from streammaml.observers import Watch, watched
 from streammaml.worker import Worker
 from tests import wire
+from tests.kafka_broker import wait_until
 
 EVENTS = 300
 BAD = 3
 
 
 def settings() -> Config:
-    return wire.config(web={"port": 0}, learner={"hidden": [8], "baseline_rate": 0.01})
+    return with_web(port=0)
+
+
+def with_web(**web: int) -> Config:
+    return wire.config(web=web, learner={"hidden": [8], "baseline_rate": 0.01})
 
 
 class Scene:
@@ -157,6 +165,44 @@ def test_what_is_replayed_is_counted_apart() -> None:
     assert second.metric("events_replayed_total") == EVENTS
     assert second.metric("events_consumed_total", topic="events") in (None, 0.0)
     assert second.metric("predictions_total", outcome="correct") == 0
+
+
+def test_a_context_in_two_partitions_counts_once() -> None:
+    config = settings()
+    broker = MemoryBroker.of(config)
+    for round_ in range(2):
+        for partition in (0, 1):
+            for context in ("shop", f"own-{partition}"):
+                value = wire.event(round_, context)
+                broker.append([Message("events", context.encode(), value, (), partition)])
+    scene = Scene(config, broker)
+
+    wire.drain(scene.worker)
+
+    assert scene.metric("contexts_misplaced_total") == 1
+
+
+def test_the_contexts_with_the_highest_losses_are_shown_where_asked_for() -> None:
+    scene = Scene(with_web(port=0, top_contexts=2))
+    scene.watch.follow(scene.worker)
+    stop = threading.Event()
+    loop = threading.Thread(target=scene.worker.run, args=(stop,))
+    loop.start()
+    try:
+        wait_until(lambda: shown(scene) == ["1", "2"], 60, "two ranks")
+    finally:
+        stop.set()
+        loop.join()
+    scene.watch.follow(None)
+
+    assert shown(scene) == []  # nobody answers, and nothing is made up
+
+
+def shown(scene: Scene) -> list[str]:
+    """Ranks that the page of metrics shows, of contexts that there are."""
+    text = generate_latest(scene.watch.metrics.registry).decode()
+    found = re.findall(r'loss_topk\{context="shop-\d",rank="(\d)"\} \d', text)
+    return sorted(found)
 
 
 def test_the_loop_has_no_age_before_it_turns() -> None:

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from streammaml.backends.memory import MemoryBroker, MemorySink, MemorySource, MemoryStateLog
+from streammaml.backends.memory import (
+    MemoryBroker,
+    MemorySink,
+    MemorySource,
+    MemoryStateLog,
+    MemoryTail,
+)
 from streammaml.backends.ports import Clients, Message, OnRebalance
 from streammaml.config import Config, spec_of
 from streammaml.events import Decisions
@@ -103,4 +109,8 @@ class Connector:
         instance = self._config.kafka.instance
         sink = MemorySink(self._broker, self._config, instance)
         source = MemorySource(self._broker, self._config, instance, on_rebalance)
-        return Clients(source, sink, MemoryStateLog(self._broker, self._config))
+        state = MemoryStateLog(self._broker, self._config)
+        tail = None
+        if self._config.learner.follow:
+            tail = MemoryTail(self._broker, self._config.topics.initializations)
+        return Clients(source, sink, state, tail)

@@ -121,5 +121,9 @@ class BatchHistogram(Collector):
 
 
 def _exemplar(context: str, value: float, now_s: float) -> Exemplar:
-    text = context[:EXEMPLAR_CHARACTERS].encode(errors="replace").decode()
-    return Exemplar({EXEMPLAR_LABEL: text}, value, now_s or None)
+    return Exemplar({EXEMPLAR_LABEL: exemplar_text(context)}, value, now_s or None)
+
+
+def exemplar_text(context: str) -> str:
+    """As much of a context's name as an exemplar takes, and only what UTF-8 can write."""
+    return context[:EXEMPLAR_CHARACTERS].encode(errors="replace").decode()

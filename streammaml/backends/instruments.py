@@ -7,7 +7,7 @@ the configuration or the assignment. No label names a context.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -83,6 +83,12 @@ NAMES = {
         Gauge,
         "Contexts with a model; disk: as of the last barrier, those in memory included.",
         {"tier": ("memory", "disk")},
+    ),
+    "contexts_misplaced_total": Name(Counter, "Contexts with events in a second partition."),
+    "context_loss_topk": Name(
+        Gauge,
+        "The highest running losses, where web.top_contexts asks for them.",
+        {"rank": (), "context": ()},
     ),
     "contexts_evicted_total": Name(
         Counter, "Contexts that left memory.", {"reason": ("capacity", "ttl", "revoked")}
@@ -170,6 +176,8 @@ class Instruments(Collector):
         names: Mapping[str, Name] = NAMES,
     ) -> None:
         self._build = dict(build)
+        self.refresh: Callable[[], None] = lambda: None
+        """Called at each scrape, before anything is yielded."""
         self._plain: dict[str, Counter | Gauge] = {}
         self._children: dict[tuple[str, ...], Counter | Gauge] = {}
         self.histograms: dict[str, BatchHistogram] = {}
@@ -205,6 +213,7 @@ class Instruments(Collector):
         return child
 
     def collect(self) -> Iterable[Metric]:
+        self.refresh()
         yield InfoMetricFamily(PREFIX + "build", "What runs here.", self._build)
         for plain in self._plain.values():
             for metric in plain.collect():

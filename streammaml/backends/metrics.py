@@ -7,12 +7,13 @@ partitions come and go with the assignment. Names and label sets stand in ``inst
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from streammaml.backends.histogram import exemplar_text
 from streammaml.backends.instruments import LEVELS, STATES, Instruments
 from streammaml.backends.ports import Partition, Rebalance
 from streammaml.config import Config
@@ -60,6 +61,7 @@ class Metrics:
         self._classes = config.label.task is Task.CLASSIFICATION
         self._baseline = config.learner.baseline_rate > 0
         self._assigned: set[Partition] = set()
+        self._ranked: list[tuple[str, str]] = []
         self._newest_s = 0.0
         self._all = Instruments(
             {"topic": (self._topic,), "detector": (self._detector,)},
@@ -162,6 +164,22 @@ class Metrics:
     def contexts(self, memory: int, disk: int = 0) -> None:
         self._all.set("contexts", "memory", to=memory)
         self._all.set("contexts", "disk", to=disk)
+
+    def misplaced(self, contexts: int) -> None:
+        self._all.add("contexts_misplaced_total", n=contexts)
+
+    def rank(self, worst: Callable[[], Sequence[tuple[str, float]]]) -> None:
+        """Show the contexts with the highest losses, as ``worst`` gives them at each scrape."""
+        self._all.refresh = lambda: self._rank(worst())
+
+    def _rank(self, ranked: Sequence[tuple[str, float]]) -> None:
+        for labels in self._ranked:
+            self._all.remove("context_loss_topk", *labels)
+        self._ranked = [
+            (str(rank), exemplar_text(context)) for rank, (context, _) in enumerate(ranked, 1)
+        ]
+        for labels, (_, loss) in zip(self._ranked, ranked, strict=True):
+            self._all.set("context_loss_topk", *labels, to=loss)
 
     def evicted(self, reason: str, n: int) -> None:
         """Count contexts that left memory: ``capacity``, ``ttl`` or ``revoked``."""

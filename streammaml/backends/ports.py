@@ -246,10 +246,10 @@ class Tail(Protocol):
 class Publisher(Protocol):
     """Writes to ``initializations``; the newest publisher of a group fences the older ones."""
 
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Make the messages visible, all or none, in ``initializations`` whatever topic they name.
+    def publish(self, messages: Sequence[Message], stop: threading.Event | None = None) -> None:
+        """Make the messages visible, all or none. FencedError if superseded.
 
-        FencedError if superseded; after any error it is only good for ``close``.
+        Once ``stop`` is set it waits for some seconds more at most.
         """
         ...
 

@@ -70,6 +70,8 @@ class Memory:
         self._free = list(range(first))[::-1]
         self._stored = np.zeros(first, np.bool_)  # fast weights may stand on the shelf
         self.evicted = 0
+        self.admitted: list[Context] = []
+        """Since this was last emptied."""
 
     @property
     def is_full(self) -> bool:
@@ -151,6 +153,7 @@ class Memory:
         row = self._free.pop()
         self.rows[context] = row
         self.names[row] = context
+        self.admitted.append(context)
         return row
 
     # --- out -----------------------------------------------------------------------------------

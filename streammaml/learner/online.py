@@ -115,6 +115,11 @@ class Learner:
         """Whether a context is in memory."""
         return context in self._rows
 
+    def admitted(self) -> list[Context]:
+        """Contexts that came into memory since this was last asked."""
+        names, self._memory.admitted = self._memory.admitted, []
+        return names
+
     @property
     def _contexts(self) -> ContextState:
         return self._memory.contexts

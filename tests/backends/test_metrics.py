@@ -317,10 +317,29 @@ def test_the_table_holds_all_that_is_exported() -> None:
     assert exported == {name.removesuffix("_total") for name in NAMES} | {"build"}
 
 
-def test_no_label_names_a_context() -> None:
-    labels = {label for name in NAMES.values() for label in name.labels}
+def test_no_label_names_a_context_but_where_a_few_are_asked_for() -> None:
+    named = {name for name, made in NAMES.items() if {"context", "key", "id"} & set(made.labels)}
 
-    assert not labels & {"context", "key", "id"}
+    assert named == {"context_loss_topk"}
+    assert not [m for m in families(Metrics(Config())) if m.name.endswith("topk") and m.samples]
+
+
+def test_the_ranks_of_a_scrape_take_the_place_of_those_before() -> None:
+    metrics = Metrics(Config())
+    worst = [[("a", 3.0), ("b", 2.0)], [("b" * 500, 1.5)]]
+    metrics.rank(lambda: worst.pop(0))
+
+    first, second = (
+        {(s.labels["rank"], s.labels["context"]): s.value for s in family.samples}
+        for family in (
+            next(m for m in families(metrics) if m.name.endswith("topk")) for _ in range(2)
+        )
+    )
+
+    assert first == {("1", "a"): 3.0, ("2", "b"): 2.0}
+    ((rank, context),) = second
+    assert (rank, second[rank, context]) == ("1", 1.5)
+    assert len(context) < 128
 
 
 EXEMPLAR = re.compile(r'# \{context="((?:[^"\\]|\\.)*)"\} (\S+) (\S+)$', re.MULTILINE)

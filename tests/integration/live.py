@@ -66,7 +66,7 @@ class Live:
         }
 
     def play(self, file: Path, limit: int, rate: float, every: str, **outer: object) -> Found:
-        """Feed so many events at a rate; after three quarters plant the bad initializations."""
+        """Feed so many events at a rate; after nine tenths plant the bad initializations."""
         for job in self.jobs.values():
             job.configure(file)
             job.call("topics")
@@ -104,7 +104,7 @@ class Live:
         span_s = limit / rate + DEADLINE_S
         self._reach(limit // 2, span_s)
         before = {name: sums(job) for name, job in self.jobs.items()}
-        self._reach(3 * limit // 4, span_s)
+        self._reach(9 * limit // 10, span_s)
         loop.stop()
         current = self._catalogue().current
         assert current is not None, loop.log()[-4000:]

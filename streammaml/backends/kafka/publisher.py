@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from streammaml.backends.kafka.clients import WORKER_CONNECT_TIMEOUT_S
@@ -34,11 +35,11 @@ class KafkaPublisher:
             connect_timeout_s=connect_timeout_s,
         )
 
-    def publish(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message], stop: threading.Event | None = None) -> None:
         if self._fault is not None:
             raise self._fault
         try:
-            self._producer.commit([m._replace(topic=self._topic) for m in messages], {})
+            self._producer.commit([m._replace(topic=self._topic) for m in messages], {}, stop=stop)
         except BaseException as error:  # a part may be sent, which the next one must not commit
             self._fault = error
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from streammaml.backends.memory.broker import MemoryBroker
@@ -21,7 +22,7 @@ class MemoryPublisher:
         broker.partitions(self._topic)
         self._producer = MemoryProducer(broker, publisher_id(config), TWIN)
 
-    def publish(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message], stop: threading.Event | None = None) -> None:
         if self._fault is not None:
             raise self._fault
         try:

@@ -1,0 +1,1 @@
+"""Grafana's dashboard: its panels as data, and what Grafana reads, built from them."""
