@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 import tomllib
 from itertools import islice
@@ -24,7 +25,13 @@ from streammaml.config import Config
 from streammaml.evaluation.streams import WIDTH, hyper
 from streammaml.learner import Labels, Schema
 from tests.kafka_broker import VERSION
-from tests.worker_process import STOPPED_S
+from tests.worker_process import (
+    STOPPED_S,
+    clean_environment,
+    kafka_environment,
+    predictions,
+    running,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -220,3 +227,26 @@ def test_the_demo_stream_is_one_of_events_under_its_configuration_and_has_no_end
     assert {event.context for event in sent} == {"sensor-00", "sensor-01", "sensor-02"}
     assert [event.label for event in sent[300:]] == [event.label for event in sent[:100]]
     assert len({event.timestamp for event in sent}) == len(sent), "each at its own time"
+
+
+@pytest.mark.kafka
+def test_the_feed_goes_on_until_it_is_stopped(kafka_servers: str, tmp_path: Path) -> None:
+    config = str(DOCKER / "streammaml.toml")
+    settings = kafka_environment(kafka_servers)
+    environment = clean_environment(**settings)
+    created = subprocess.run(
+        ["streammaml", "topics", "--config", config],
+        capture_output=True,
+        text=True,
+        timeout=CHECK_S,
+        env=environment,
+    )
+    assert created.returncode == 0, created.stderr
+    command = [sys.executable, str(DOCKER / "demo_stream.py"), "--config", config, "--rate", "500"]
+
+    with running(command, tmp_path, environment) as feed:
+        found = predictions(kafka_servers, settings["STREAMMAML_TOPICS__EVENTS"], 300, feed)
+        feed.stop()
+
+    assert {f"demo-{i}" for i in range(300)} <= {event["id"] for event in found}
+    assert len({event["context"] for event in found}) == 100
