@@ -16,6 +16,8 @@ from streammaml.errors import GapError as GapError
 from streammaml.errors import IncompatibleError as IncompatibleError
 from streammaml.errors import InitializationError as InitializationError
 from streammaml.errors import InputError as InputError
+from streammaml.errors import MisfitError as MisfitError
+from streammaml.errors import NonFiniteError as NonFiniteError
 from streammaml.errors import RejectedError as RejectedError
 from streammaml.errors import StoreError as StoreError
 from streammaml.errors import StreamMAMLError as StreamMAMLError

@@ -75,27 +75,31 @@ def numbers(samples: list[dict[str, Any]]) -> int:
     return sum(math.isfinite(float(sample["value"][1])) for sample in samples)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.panels")
-    parser.add_argument("--prometheus", required=True, help="its address: http://host:port")
-    parser.add_argument("--window", default="5m", help="for $__rate_interval")
-    parser.add_argument("--reach", default="1h", help="for $__range")
-    given = parser.parse_args()
-
-    asked, unknown = 0, 0
+def examine(url: str, window: str, reach: str) -> int:
+    """Print what has no number; how many of them have no known reason."""
+    asked = unknown = 0
     for question in questions():
-        expression = filled(question.expression, given.window, given.reach)
+        expression = filled(question.expression, window, reach)
         asked += 1
-        if not numbers(ask(given.prometheus.rstrip("/"), expression)):
+        if not numbers(ask(url, expression)):
             reason = REASONS.get(question.name, "")
             unknown += not reason
             print(f"no number: {question.place} {question.name}: {reason or 'UNKNOWN'}")
             if not reason:
                 print(f"    {expression}")
     for rule in rules():
-        ask(given.prometheus.rstrip("/"), rule["expr"])
+        ask(url, rule["expr"])
     print(f"{asked} asked, {unknown} without a number and without a reason")
-    sys.exit(1 if unknown else 0)
+    return unknown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.panels")
+    parser.add_argument("--prometheus", required=True, help="its address: http://host:port")
+    parser.add_argument("--window", default="5m", help="for $__rate_interval")
+    parser.add_argument("--reach", default="1h", help="for $__range")
+    given = parser.parse_args()
+    sys.exit(1 if examine(given.prometheus.rstrip("/"), given.window, given.reach) else 0)
 
 
 if __name__ == "__main__":

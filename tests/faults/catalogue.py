@@ -19,6 +19,9 @@ WORKER = "tests/test_worker.py::"
 PROCESS = "tests/integration/test_faults.py::"
 SNAPSHOT = "tests/learner/test_snapshot.py::"
 STORE = "tests/backends/test_state.py::"
+FOLLOWING = "tests/test_following.py::"
+LIVE = "tests/integration/test_live.py::"
+OUTER = "tests/integration/test_outer.py::"
 INITIALIZATION = "tests/test_initialization.py::"
 
 LEDGER_TEST = LEDGER + "test_no_fault_shows_in_outputs_or_state"
@@ -244,8 +247,27 @@ CATALOGUE = (
             KAFKA + "test_28_nothing_of_a_fenced_twin_is_visible",
         ),
     ),
-    Fault(29, "bad-initialization", (), "comes with the outer loop and its gate"),
-    Fault(30, "outer-loop-crash", (), "comes with the outer loop"),
+    Fault(
+        29,
+        "bad-initialization",
+        (
+            "tests/meta/test_gate.py::test_one_that_is_not_finite_is_rejected",
+            "tests/meta/test_gate.py::test_one_that_means_the_other_label_is_rejected",
+            FOLLOWING + "test_a_bad_one_is_refused_told_and_never_served",
+            FOLLOWING + "test_after_a_restart_a_bad_one_is_tried_again_and_refused_again",
+            LIVE + "test_workers_take_what_is_published_and_nothing_that_is_bad",
+        ),
+    ),
+    Fault(
+        30,
+        "outer-loop-crash",
+        (
+            OUTER + "test_killed_at_random_times_it_never_leaves_a_current_one_that_is_not_whole",
+            OUTER + "test_of_two_loops_one_ends_and_names_the_cure",
+            "tests/test_outer.py::"
+            "test_a_crash_between_publication_and_checkpoint_costs_only_optimizer_state",
+        ),
+    ),
     Fault(
         31,
         "more-partitions",

@@ -142,7 +142,10 @@ def test_many_contexts_stay_within_their_room_and_leave_with_time() -> None:
         state={"ttl_s": 60.0, "barrier_events": 0},
         worker={"max_poll_records": 100},
     )
-    topics = ("events", "predictions", "adaptations", "dead-letters", "state")
+    topics = (
+        *("events", "predictions", "adaptations", "dead-letters"),
+        *("state", "episodes", "initializations"),
+    )
     broker = MemoryBroker(dict.fromkeys(topics, 1), now_ms=lambda: clock[0])
     worker = make(broker, settings)
 

@@ -148,7 +148,10 @@ def test_a_time_in_the_far_future_is_clamped_and_expires_nobody() -> None:
     settings = wire.config(
         topics={"partitions": 1}, state={"ttl_s": 100.0, "clock_horizon_s": 50.0}
     )
-    topics = ("events", "predictions", "adaptations", "dead-letters", "state")
+    topics = (
+        *("events", "predictions", "adaptations", "dead-letters"),
+        *("state", "episodes", "initializations"),
+    )
     broker = MemoryBroker(dict.fromkeys(topics, 1), now_ms=lambda: now_s * 1000)
     times = {"old": now_s, "skewed": now_s + 10**9, "odd": 4_102_444_800}
     for i, (context, seconds) in enumerate(times.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from streammaml.catalogue import Catalogue
 from streammaml.initialization import Initialization, encode
 from tests.integration.job import DEADLINE_S, Job
 from tests.integration.rig import WorkerProcess
-from tests.kafka_broker import wait_until
+from tests.kafka_broker import free_port, wait_until
 
 REFUSED = {"nonfinite": "nonfinite", "scaled": "worse", "flipped": "worse"}
 MODELS = ("init", "adapted")
@@ -60,24 +60,36 @@ class Live:
             events = self.jobs["follows"].topic("events") if self.jobs else ""
             self.jobs[name] = Job(servers, folder / name, events)
         self.job = self.jobs["follows"]
+        self.outer_port = free_port()
         self._sets: dict[str, dict[str, object]] = {
             name: {"learner.follow": name == "follows", "state.directory": str(folder / name)}
             for name in self.jobs
         }
 
-    def play(self, file: Path, limit: int, rate: float, every: str, **outer: object) -> Found:
-        """Feed so many events at a rate; after nine tenths plant the bad initializations."""
+    def play(
+        self,
+        file: Path,
+        limit: int,
+        rate: float,
+        every: str,
+        look: Callable[[], None] = lambda: None,
+        **outer: object,
+    ) -> Found:
+        """Feed so many events at a rate; after nine tenths plant the bad initializations.
+
+        ``look`` is called right before, while all of them run.
+        """
         for job in self.jobs.values():
             job.configure(file)
             job.call("topics")
         sets = {**self._sets["follows"], **{f"outer.{k}": v for k, v in outer.items()}}
         loop = WorkerProcess(
-            self.job.command("outer", "--every", every, "--port", "0", sets=sets),
+            self.job.command("outer", "--every", every, "--port", str(self.outer_port), sets=sets),
             self.job.folder / "outer.log",
         )
         workers = {name: job.start(self._sets[name]) for name, job in self.jobs.items()}
         try:
-            return self._watch(file, limit, rate, loop, workers)
+            return self._watch(file, limit, rate, loop, workers, look)
         finally:
             loop.kill()
             for worker in workers.values():
@@ -91,6 +103,7 @@ class Live:
         rate: float,
         loop: WorkerProcess,
         workers: Mapping[str, subprocess.Popen[bytes]],
+        look: Callable[[], None],
     ) -> Found:
         for job in self.jobs.values():
             wait_until(partial(_is_ready, job), DEADLINE_S, f"ready\n{job.log()}")
@@ -105,6 +118,7 @@ class Live:
         self._reach(limit // 2, span_s)
         before = {name: sums(job) for name, job in self.jobs.items()}
         self._reach(9 * limit // 10, span_s)
+        look()
         loop.stop()
         current = self._catalogue().current
         assert current is not None, loop.log()[-4000:]
