@@ -1,0 +1,252 @@
+"""What stands in docker/, as far as it can be judged without a container engine.
+
+The image itself is built and run by ``.ci/nightly image``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docker.demo_stream import events
+from streammaml.backends.codec import EventDecoder, encoder
+from streammaml.backends.memory import MemoryRecord
+from streammaml.config import Config
+from streammaml.evaluation.streams import WIDTH, hyper
+from streammaml.learner import Labels, Schema
+from tests.kafka_broker import VERSION
+from tests.worker_process import (
+    STOPPED_S,
+    clean_environment,
+    kafka_environment,
+    predictions,
+    running,
+)
+
+ROOT = Path(__file__).parents[1]
+DOCKER = ROOT / "docker"
+COMPOSE = DOCKER / "compose.yaml"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CHECK_S = 60.0
+
+OURS = {"topics", "worker", "outer", "feed"}
+ENDING = {"topics", "feed"}
+"""Nobody can ask how they are: compose.yaml says why."""
+WRITING = {"kafka"}
+"""They write beside their own program: compose.yaml says so."""
+
+
+def check(name: str, *arguments: str) -> str:
+    """Run a checker of the extra ``test``; it must have nothing to say against the file."""
+    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
+    try:
+        done = subprocess.run(
+            [name, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=CHECK_S,
+            cwd=ROOT,
+            env={**os.environ, "PATH": path},
+        )
+    except FileNotFoundError:
+        pytest.fail(f"no {name}: pip install 'streammaml[test]'")
+    except OSError as error:
+        pytest.skip(f"{name} does not run here: {error.strerror}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def compose(*arguments: str) -> str:
+    return check("docker-compose", "--file", str(COMPOSE), *arguments)
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    """All of them, as Compose reads them."""
+    found: dict[str, dict[str, Any]] = json.loads(
+        compose("--profile", "ui", "config", "--format", "json")
+    )["services"]
+    return found
+
+
+def test_the_dockerfile_has_no_finding() -> None:
+    check("hadolint", str(DOCKER / "Dockerfile"))
+
+
+@pytest.mark.parametrize("profile", [[], ["--profile", "ui"]])
+def test_compose_takes_the_file(profile: list[str]) -> None:
+    assert compose(*profile, "config", "--quiet") == ""
+
+
+def test_the_file_fits_the_specification_and_is_tidy() -> None:
+    check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE))
+    rules = "{extends: relaxed, rules: {line-length: {max: 100}}}"
+    check("yamllint", "--strict", "--config-data", rules, str(COMPOSE))
+
+
+def test_what_is_started_by_default(services: dict[str, dict[str, Any]]) -> None:
+    default = set(compose("config", "--services").split())
+
+    assert default == OURS | {"kafka", "prometheus", "grafana"}
+    assert set(services) - default == {"kafka-ui"}
+    assert services["worker"]["deploy"]["replicas"] == 2
+
+
+def test_every_port_is_published_on_the_loopback_address_and_once(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    published: list[int] = []
+    for port in ports:
+        assert port["host_ip"] == "127.0.0.1"
+        first, _, last = port["published"].partition("-")
+        published += range(int(first), int(last or first) + 1)
+
+    assert len(published) == len(set(published))
+    (worker,) = services["worker"]["ports"]
+    first, last = map(int, worker["published"].split("-"))
+    assert last - first + 1 == services["worker"]["deploy"]["replicas"], "a page for each"
+
+
+def test_every_service_is_confined(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        assert int(service["deploy"]["resources"]["limits"]["memory"]) > 0, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("read_only", False) != (name in WRITING), name
+        assert service["restart"] == ("no" if name == "topics" else "unless-stopped"), name
+    for name in OURS:
+        assert services[name]["user"] == "10001:10001"
+        assert services[name]["tmpfs"]
+        grace = re.fullmatch(r"(\d+)s", services[name]["stop_grace_period"])
+        assert grace is not None
+        assert int(grace[1]) > STOPPED_S, "the drain"
+
+
+def test_every_service_has_a_health_check_unless_it_cannot_be_asked(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    for name, service in services.items():
+        health = service["healthcheck"]
+        if name in ENDING:
+            assert health == {"disable": True}
+        else:
+            assert health["test"][0] == "CMD", f"{name}: exec form"
+            assert health["interval"]
+
+
+def test_nothing_starts_before_what_it_needs(services: dict[str, dict[str, Any]]) -> None:
+    needs = {
+        name: {other: need["condition"] for other, need in service.get("depends_on", {}).items()}
+        for name, service in services.items()
+    }
+    ready = {"kafka": "service_healthy", "topics": "service_completed_successfully"}
+
+    assert needs == {
+        "kafka": {},
+        "topics": {"kafka": "service_healthy"},
+        "worker": ready,
+        "outer": ready,
+        "feed": ready,
+        "prometheus": {},
+        "grafana": {"prometheus": "service_healthy"},
+        "kafka-ui": {"kafka": "service_healthy"},
+    }
+
+
+def test_images_are_pinned_to_the_versions_that_are_tested(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    images = {name: service["image"] for name, service in services.items()}
+
+    assert images["kafka"] == f"apache/kafka:{VERSION}"
+    assert {images[name] for name in OURS} == {f"streammaml:{PROJECT['version']}"}
+    for image in images.values():
+        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", image), image
+    assert f"ARG VERSION={PROJECT['version']}\n" in DOCKERFILE
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert any(pin.startswith("torch==") for pin in pins), "the Dockerfile counts on it"
+
+
+def test_every_file_that_is_mounted_is_there(services: dict[str, dict[str, Any]]) -> None:
+    mounts = [
+        mount
+        for service in services.values()
+        for mount in service.get("volumes", [])
+        if mount["type"] == "bind"
+    ]
+
+    for mount in mounts:
+        assert Path(mount["source"]).exists(), mount["source"]
+        assert mount["read_only"], mount["source"]
+
+
+def demo_config() -> Config:
+    return Config.build(tomllib.loads((DOCKER / "streammaml.toml").read_text(encoding="utf-8")))
+
+
+def test_the_containers_serve_where_their_ports_and_health_checks_point(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    config = demo_config()
+
+    assert config.web.host == "0.0.0.0"
+    assert services["worker"]["ports"][0]["target"] == config.web.port
+    assert services["worker"]["healthcheck"]["test"] == ["CMD", "streammaml", "health"]
+    assert services["outer"]["ports"][0]["target"] == config.outer.port
+    assert services["outer"]["healthcheck"]["test"][-1] == f"http://127.0.0.1:{config.outer.port}"
+    assert f"EXPOSE {config.web.port} {config.outer.port}\n" in DOCKERFILE
+
+
+def test_the_demo_stream_is_one_of_events_under_its_configuration_and_has_no_end() -> None:
+    config = demo_config()
+    stream = hyper(3, 100, seed=1)
+    decode = EventDecoder(config.features, "json", config.worker.max_record_bytes)
+    encode = encoder("json")
+    ticks = iter(range(1_764_000_000, 1_764_000_400))
+
+    sent = [
+        decode(MemoryRecord("events", 0, i, 0, None, encode(event), []))
+        for i, event in enumerate(islice(events(stream, lambda: float(next(ticks))), 400))
+    ]
+    collated = Schema(config.features).collate(sent, Labels(config.label))
+
+    assert len(config.features) == WIDTH
+    assert collated.rejected == []
+    assert {event.context for event in sent} == {"sensor-00", "sensor-01", "sensor-02"}
+    assert [event.label for event in sent[300:]] == [event.label for event in sent[:100]]
+    assert len({event.timestamp for event in sent}) == len(sent), "each at its own time"
+
+
+@pytest.mark.kafka
+def test_the_feed_goes_on_until_it_is_stopped(kafka_servers: str, tmp_path: Path) -> None:
+    config = str(DOCKER / "streammaml.toml")
+    settings = kafka_environment(kafka_servers)
+    environment = clean_environment(**settings)
+    created = subprocess.run(
+        ["streammaml", "topics", "--config", config],
+        capture_output=True,
+        text=True,
+        timeout=CHECK_S,
+        env=environment,
+    )
+    assert created.returncode == 0, created.stderr
+    command = [sys.executable, str(DOCKER / "demo_stream.py"), "--config", config, "--rate", "500"]
+
+    with running(command, tmp_path, environment) as feed:
+        found = predictions(kafka_servers, settings["STREAMMAML_TOPICS__EVENTS"], 300, feed)
+        feed.stop()
+
+    assert {f"demo-{i}" for i in range(300)} <= {event["id"] for event in found}
+    assert len({event["context"] for event in found}) == 100
