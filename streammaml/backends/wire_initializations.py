@@ -24,6 +24,8 @@ from streammaml.errors import InitializationError
 from streammaml.initialization import Initialization, decode, encode
 
 CURRENT: Final = "current"
+ROLLBACK: Final = "rollback"
+"""Published by an operator."""
 DIGEST_CHARACTERS = 16
 REPORT_BYTES = 32_768
 _BY_BYTES = 100
@@ -67,7 +69,7 @@ def initialization_messages(
     return [Message(topic, key, payload, headers) for key in (version, CURRENT.encode())]
 
 
-def rollback_message(published: Published, *, by: str = "rollback", topic: str = "") -> Message:
+def rollback_message(published: Published, *, by: str = ROLLBACK, topic: str = "") -> Message:
     """A version that is there, as the current one again."""
     initialization = published.initialization
     headers = _headers(initialization, by, published.report)
