@@ -151,6 +151,12 @@ class Worker:
         disk does, FencedError when a twin keeps taking over, TooManyRejectedError, GapError and
         IncompatibleError as they come.
         """
+        try:
+            self._run(stop)
+        finally:
+            self._mailbox.close()
+
+    def _run(self, stop: threading.Event) -> None:
         self._stop = stop
         fenced_at = -FENCED_AGAIN_S
         while not stop.is_set():

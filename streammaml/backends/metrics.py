@@ -7,6 +7,7 @@ partitions come and go with the assignment. Names and label sets stand in ``inst
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -170,7 +171,13 @@ class Metrics:
 
     def rank(self, worst: Callable[[], Sequence[tuple[str, float]]]) -> None:
         """Show the contexts with the highest losses, as ``worst`` gives them at each scrape."""
-        self._all.refresh = lambda: self._rank(worst())
+        ranking = threading.Lock()
+
+        def refresh() -> None:
+            with ranking:  # two scrapes at once
+                self._rank(worst())
+
+        self._all.refresh = refresh
 
     def _rank(self, ranked: Sequence[tuple[str, float]]) -> None:
         for labels in self._ranked:
