@@ -350,7 +350,9 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 NO_SETTING = re.compile(
-    ENVIRONMENT_PREFIX + r"(CONFIG|TEST_KAFKA|REQUIRE_KAFKA|(SERVICE|PORT)(?!__)(_\w+)?)"
+    ENVIRONMENT_PREFIX
+    + r"(CONFIG|REVISION|ARTIFACTS|LONG_TESTS|TEST_KAFKA|REQUIRE_[A-Z]+"
+    + r"|(SERVICE|PORT)(?!__)(_\w+)?)"
 )
 """Variables with the prefix that are not settings; Kubernetes sets the last ones for a Service."""
 
