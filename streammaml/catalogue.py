@@ -19,10 +19,11 @@ from streammaml.backends.wire_initializations import (
     read_published,
 )
 from streammaml.errors import InitializationError, UnavailableError
+from streammaml.initialization import NETWORK
 
 SLICE_S = 0.2
-NETWORK = "network"
-"""In a report beside the feature nets ``f`` and ``g``."""
+COUNTED_MOST = 2**48
+"""Above it no number counts as given: whatever a record claims, there is room for the next."""
 
 
 class Entry(NamedTuple):
@@ -72,7 +73,7 @@ class Catalogue:
                 refused.append(Refused(repr((record.key or b"")[:40]), record.offset, "no version"))
                 continue
             if isinstance(key, int):
-                self.highest = max(self.highest, key)
+                self._count(key)
             if record.value is None:
                 self._delete(key)
                 continue
@@ -87,7 +88,7 @@ class Catalogue:
         return refused
 
     def _take(self, key: str | int, record: Record, published: Published) -> None:
-        self.highest = max(self.highest, published.version)
+        self._count(published.version)
         if key == CURRENT:
             self.current = published
             self.current_s, self.current_offset = record.timestamp / 1000, record.offset
@@ -106,6 +107,10 @@ class Catalogue:
             self.newest = published
         if published.version == self._keep:
             self.kept = published
+
+    def _count(self, version: int) -> None:
+        if version <= COUNTED_MOST:
+            self.highest = max(self.highest, version)
 
     def _refuse(self, version: int, record: Record, error: str) -> None:
         size = len(record.value or b"")

@@ -40,6 +40,11 @@ def canonical(value: Label) -> str:
     return str(value)
 
 
+def is_wide(label: object) -> bool:
+    """Whether it is a whole number beyond the 64 bits that every format has for one."""
+    return isinstance(label, int) and not -(2**63) <= label < 2**63
+
+
 class Task(StrEnum):
     CLASSIFICATION = "classification"
     REGRESSION = "regression"

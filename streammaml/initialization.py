@@ -31,6 +31,8 @@ from streammaml.errors import InitializationError, MisfitError, NonFiniteError
 from streammaml.events import Float32s, Label, Task, canonical
 
 MAX_BYTES = 256 * 1024 * 1024
+NETWORK = "network"
+"""Beside the feature nets ``f`` and ``g``: θ with its rates."""
 HIDDEN = 64
 FEATURE_WIDTHS = {"f": 64, "g": 16}
 """Of the feature nets: the numbers that the second layer gives."""
@@ -235,7 +237,7 @@ def check_fits(initialization: Initialization, spec: Spec) -> None:
         difference = "the parameters of its network have other names or shapes"
     raise MisfitError(
         f"the initialization does not fit the configuration: {difference}; "
-        "train one with `streammaml outer --from FILE --once` under this configuration"
+        "train one with `streammaml outer --from FILE --out FILE` under this configuration"
     )
 
 
@@ -276,7 +278,7 @@ def norms(initialization: Initialization) -> dict[str, float]:
     own = initialization.spec.shapes()
     squares: dict[str, float] = {}
     for name, tensor in initialization.tensors.items():
-        group = "network" if name in own else group_of(name)
+        group = NETWORK if name in own else group_of(name)
         wide = tensor.ravel().astype(np.float64)
         squares[group] = squares.get(group, 0.0) + float(wide @ wide)
     return {group: math.sqrt(total) for group, total in squares.items()}

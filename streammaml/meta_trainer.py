@@ -29,11 +29,11 @@ from streammaml.errors import (
     InputError,
 )
 from streammaml.events import Event, Float32s, Floats
-from streammaml.initialization import Initialization, encode
+from streammaml.initialization import NETWORK, Initialization, encode
 from streammaml.learner import Labels, Schema
 from streammaml.meta import episodes, nets
-from streammaml.meta.gate import Limits, Verdict, judge
-from streammaml.meta.nets import NETWORK, Descent, Progress, States, Tensors
+from streammaml.meta.gate import EPISODES_LEAST, Limits, StoppedError, Verdict, judge, objection
+from streammaml.meta.nets import Descent, Progress, States, Tensors
 from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate
 from streammaml.meta.reservoir import Reservoir
 from streammaml.sealed import FINGERPRINT_BYTES, seal, unseal
@@ -50,6 +50,8 @@ class Result(StrEnum):
     PUBLISHED = "published"
     REJECTED = "rejected"
     SKIPPED = "skipped"
+    FAILED = "failed"
+    """The network took no step, as no loss was finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +105,12 @@ class Trainer:
         steps: int,
         expired: Callable[[], bool] = lambda: False,
         on_progress: Progress | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Train for up to ``steps`` outer steps or until ``expired``, and judge what came of it.
 
-        What it learned is kept only if the candidate is adopted.
+        What it learned is kept only if the candidate is adopted. ``stopped`` is asked time and
+        again while it judges: then nothing comes of the run.
         """
         torch.set_num_threads(self._config.outer.threads)
         outer, reservoir = self._config.outer, self._reservoir
@@ -131,24 +135,39 @@ class Trainer:
             tasks=run.tasks,
             losses=run.losses,
         )
-        if not any(run.taken.values()):
-            why = "no loss was finite" if run.steps else "there was no time for a step"
-            return replace(outcome, why=why)
-        return self._judged(run, held, outcome)
+        if run.steps == 0:
+            return replace(outcome, why="there was no time for a step")
+        if run.taken[NETWORK] == 0:
+            return replace(outcome, result=Result.FAILED, why="no loss of the network was finite")
+        try:
+            return self._judged(run, held, outcome, stopped)
+        except StoppedError:
+            return replace(outcome, why="stopped")
 
     def adopt(self, initialization: Initialization) -> None:
-        """Let it be the incumbent. The optimizer goes on if it is the latest run's candidate."""
+        """Let it be the incumbent. The optimizer goes on if it is the latest run's candidate.
+
+        Of the incumbent's own numbers, under whatever version, nothing moves but where training
+        began elsewhere: that was for the incumbent before.
+        """
         digest = _digest(initialization)
-        self._incumbent = initialization
-        self.saw(initialization.version)
-        if digest == self._digest:
-            return
         if self._pending is not None and digest == self._pending[0]:
             self._states = self._pending[1]
-        else:
+        elif digest != self._digest or self._begins_elsewhere:
             self._states = self._fresh(initialization)
-        self._digest, self._pending, self._begins_elsewhere = digest, None, False
+        self._incumbent, self._digest = initialization, digest
+        self._pending, self._begins_elsewhere = None, False
+        self.saw(initialization.version)
         self._reservoir.follow(initialization.classes)
+
+    def objection(self, fresh: Initialization, stopped: Callable[[], bool]) -> str:
+        """What speaks against another's initialization as the incumbent; empty: nothing."""
+        limits = Limits(self._config.outer.margin, self._config.learner.clip_norm, stopped)
+        held = self._reservoir.held_out(EPISODES_LEAST)
+        try:
+            return objection(fresh, self._incumbent, held, limits)
+        except StoppedError:
+            return "stopped"
 
     def checkpoint(self) -> bytes:
         """The optimizer state, for :meth:`restore` over the same incumbent."""
@@ -191,10 +210,12 @@ class Trainer:
             return str(error)
         return ""
 
-    def _judged(self, run: Descent, held: episodes.Held, outcome: Outcome) -> Outcome:
+    def _judged(
+        self, run: Descent, held: episodes.Held, outcome: Outcome, stopped: Callable[[], bool]
+    ) -> Outcome:
         incumbent = self._incumbent
         seed = self._config.learner.seed
-        verdict = _verdict(self._config, run, incumbent, held)
+        verdict = _verdict(self._config, run, incumbent, held, stopped)
         report = _report(verdict, run, self._settings.rule, self._config.outer.seed)
         outcome = replace(outcome, report=report, why=verdict.why)
         kept = self._fresh(incumbent) if self._begins_elsewhere else self._states
@@ -344,14 +365,18 @@ def _trained(run: Descent, begin: Initialization) -> dict[str, Tensors]:
 
 
 def _verdict(
-    config: Config, run: Descent, incumbent: Initialization, held: episodes.Held
+    config: Config,
+    run: Descent,
+    incumbent: Initialization,
+    held: episodes.Held,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Verdict:
     return judge(
         _trained(run, incumbent),
         incumbent,
         nets.drawn_nets(incumbent, config.learner.seed),
         held,
-        Limits(config.outer.margin, config.learner.clip_norm),
+        Limits(config.outer.margin, config.learner.clip_norm, stopped),
     )
 
 

@@ -12,37 +12,36 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import structlog
 
 from streammaml.backends.ports import Publisher, Record, Tail
 from streammaml.backends.wire_episodes import decode_episode
-from streammaml.catalogue import NETWORK, loss_of, read_all
+from streammaml.catalogue import read_all
 from streammaml.checkpoint import Checkpoint
 from streammaml.config import Config
-from streammaml.errors import BackendError, FencedError, RejectedError, UnavailableError
+from streammaml.errors import (
+    BackendError,
+    FencedError,
+    InitializationError,
+    RejectedError,
+    UnavailableError,
+)
 from streammaml.events import Episode
 from streammaml.initialization import Initialization
 from streammaml.meta.reservoir import Refused, Reservoir
 from streammaml.meta_trainer import Outcome, Trainer
+from streammaml.outer_run import TOLD, Observer, Progress, Run, RunResult, run_of
 from streammaml.patience import Patience
 from streammaml.succession import Standing, Succession, group_of
 
 POLL_S = 0.5
 SETTLE_S = 0.5
 """A topic that gives nothing for so long has been read to its end."""
-
-RunResult = Literal["published", "rejected", "skipped", "failed"]
-Tell = Callable[[int, str], None]
-Progress = Callable[[int], AbstractContextManager[Tell]]
-"""Shows the steps of one run, of at most so many."""
-LOSSES = ("train_loss", "validation_loss", "incumbent_loss")
-TOLD = ("result", "why", "version", "parent", "steps", "nonfinite", *LOSSES)
-"""Of a run, in its line of the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -61,35 +60,6 @@ class Outside(Protocol):
     def episodes(self) -> Tail:
         """About as many of the newest as the reservoir holds."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What became of one run."""
-
-    result: RunResult
-    why: str
-    version: int
-    """The current one after it."""
-    parent: int
-    """The one that it began with."""
-    seconds: float = 0.0
-    steps: int = 0
-    nonfinite: int = 0
-    tasks: int = 0
-    train_loss: float | None = None
-    validation_loss: float | None = None
-    incumbent_loss: float | None = None
-    report: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Observer(Protocol):
-    """Who wants to know what the job does."""
-
-    def episodes(self, accepted: int, rejected: int, duplicate: int) -> None: ...
-    def reservoir(self, episodes: int, contexts: int) -> None: ...
-    def serving(self, version: int) -> None: ...
-    def ran(self, run: Run, now_s: float) -> None: ...
 
 
 class _Clients(NamedTuple):
@@ -126,7 +96,7 @@ class OuterJob:
         self._progress = progress
         self._clock = clock
         self._clients: _Clients | None = None
-        self._succession = Succession(config)
+        self._succession = Succession(config, self._objection)
         self._reservoir = Reservoir(config)
         self._trainer: Trainer | None = None
         self._patience = Patience(config.kafka.unavailable_limit_s)
@@ -213,6 +183,8 @@ class OuterJob:
         started = self._clock()
         try:
             run = self._try(started + min(self._config.outer.seconds, longest_s))
+        except InitializationError as error:  # the next run may do better
+            run = self._run("failed", str(error))
         except Exception as error:
             self._tell(self._run("failed", str(error) or repr(error)), started)
             raise
@@ -224,8 +196,7 @@ class OuterJob:
             return self._run("skipped", "stopped")
 
         def expired() -> bool:
-            self._turn()
-            return self._stop.is_set() or self._clock() >= deadline
+            return self._stopped() or self._clock() >= deadline
 
         steps = self._config.outer.steps
         log.info(
@@ -237,7 +208,7 @@ class OuterJob:
         trainer.saw(self._succession.highest)
         with self._progress(steps) as tell:
             outcome = trainer.run(
-                steps, expired, lambda done, _, loss: tell(done, f"loss {loss:.3f}")
+                steps, expired, lambda done, _, loss: tell(done, f"loss {loss:.3f}"), self._stopped
             )
         run = self._run(outcome.result.value, outcome.why, outcome)
         if self._stop.is_set():
@@ -286,10 +257,21 @@ class OuterJob:
         log.info("incumbent", version=incumbent.version, digest=self._succession.digest)
         self._tell_version(incumbent.version)
 
+    def _objection(self, fresh: Initialization) -> str:
+        return "" if self._trainer is None else self._trainer.objection(fresh, self._stopped)
+
     def _new_trainer(self, incumbent: Initialization) -> Trainer:
-        """With the optimizer state of the run that made the incumbent, where that is kept."""
-        trainer = Trainer(self._config, incumbent, self._reservoir, start_from=self._begin)
-        state = self._checkpoint.read() if self._begin is None else None
+        """With the optimizer state of the run that made the incumbent, where that is kept.
+
+        Another domain's initialization is where a line begins: one that is there goes on.
+        """
+        begin = self._begin
+        if begin is not None and self._succession.has_published:
+            cure = "the topic has versions of this group; give another outer.group to begin anew"
+            log.warning("other_domain_not_used", version=begin.version, why=cure)
+            begin = None
+        trainer = Trainer(self._config, incumbent, self._reservoir, start_from=begin)
+        state = self._checkpoint.read() if begin is None else None
         if state is not None:
             why = trainer.restore(state)
             log.info("optimizer_begins_anew" if why else "optimizer_resumed", why=why)
@@ -362,19 +344,7 @@ class OuterJob:
 
     def _run(self, result: RunResult, why: str, outcome: Outcome | None = None) -> Run:
         version = -1 if self._trainer is None else self._trainer.incumbent.version
-        run = Run(result=result, why=why, version=version, parent=version)
-        if outcome is None:
-            return run
-        return replace(
-            run,
-            steps=outcome.steps,
-            nonfinite=outcome.skipped,
-            tasks=outcome.tasks,
-            train_loss=_mean(outcome.losses.get(NETWORK, ())),
-            validation_loss=loss_of(outcome.report, "loss_candidate"),
-            incumbent_loss=loss_of(outcome.report, "loss_incumbent"),
-            report=outcome.report,
-        )
+        return run_of(result, why, version, outcome)
 
     def _tell(self, run: Run, started: float) -> Run:
         run = replace(run, seconds=self._clock() - started)
@@ -388,10 +358,10 @@ class OuterJob:
         for observer in self._observers:
             observer.serving(version)
 
+    def _stopped(self) -> bool:
+        self._turn()
+        return self._stop.is_set()
+
     def _turn(self) -> None:
         self.loop_at = time.monotonic()
         self._beat()
-
-
-def _mean(losses: Sequence[float]) -> float | None:
-    return sum(losses) / len(losses) if losses else None

@@ -21,7 +21,8 @@ from streammaml.events import Episode
 from streammaml.initialization import Initialization
 from streammaml.inspection.runs import run_values
 from streammaml.jobs import Tell, progress
-from streammaml.outer import OuterJob, Progress, Run
+from streammaml.outer import OuterJob
+from streammaml.outer_run import Progress, Run
 from streammaml.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)

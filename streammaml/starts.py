@@ -33,8 +33,8 @@ def load_start(config: Config, network: Network | None = None) -> Initialization
         payload = Path(file).read_bytes()
     except OSError as error:
         raise InitializationError(
-            f"cannot read {file}: {error.strerror}; `streammaml outer --from FILE --once` writes "
-            "one"
+            f"cannot read {file}: {error.strerror}; `streammaml outer --from FILE --out FILE` "
+            "writes one"
         ) from error
     initialization = initializations.decode(payload)
     check_fits(initialization, spec_of(config))

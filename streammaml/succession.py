@@ -2,7 +2,8 @@
 
 Rule: only what this loop published, or adopted, is its incumbent. Another current one is an
 operator's, a loop's of another group, or, if it is one of this group, the sign that this loop was
-fenced.
+fenced. Once there is an incumbent, what cannot follow it is logged and passed over: that of another
+model, and, unless an operator or this group put it there, what the job objects to.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import structlog
 from streammaml.backends.ports import Headers, Message, Record, Tail
 from streammaml.backends.wire_initializations import (
     DIGEST_CHARACTERS,
+    ROLLBACK,
     TWIN,
+    Published,
     initialization_messages,
     tombstone,
 )
@@ -29,7 +32,7 @@ from streammaml.errors import FencedError, MisfitError
 from streammaml.initialization import Initialization, check_fits, encode
 from streammaml.starts import load_start
 
-ROLLBACK, START = "rollback", "start"
+START = "start"
 GRACE_S = 5.0
 """How long after it was fenced a loop waits to see an operator's rollback."""
 
@@ -49,11 +52,19 @@ class Standing(Enum):
 class Succession:
     """The line of current initializations, as read since a publisher was made."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, objection: Callable[[Initialization], str] = lambda fresh: ""
+    ) -> None:
+        """``objection``: why it cannot take the incumbent's place; empty: nothing speaks against.
+
+        It is asked about other groups' only.
+        """
         self._config = config
+        self._objection = objection
         self._catalogue = Catalogue()
         self._read_to = -1  # offset of the current one when the publisher was new
         self._own: set[str] = set()
+        self._refused = ("", "")  # digest of the current one that was passed over, and whose it was
         self._start: Initialization | None = None  # the incumbent, where the topic has none
         self.digest = ""
         """Of the incumbent."""
@@ -63,7 +74,7 @@ class Succession:
     ) -> Initialization | None:
         """Read the topic from its beginning; the incumbent if it is another one than before.
 
-        MisfitError if it was made for another model.
+        MisfitError if the first one was made for another model.
         """
         self._catalogue = Catalogue()
         read_all(tail, self._note, stop, turn)
@@ -80,19 +91,28 @@ class Succession:
         current = self._catalogue.current
         if current is None or current.digest == self.digest:
             return Standing.SAME, None
+        if (current.digest, current.by) == self._refused:
+            return Standing.SAME, None
         by_operator = current.by == ROLLBACK
         if not by_operator and current.digest in self._own:
             return Standing.SAME, None  # what went before the incumbent comes back late
         if not by_operator and current.report.get("group") == group_of(self._config):
             raise FencedError(TWIN)
-        log.info("superseded", version=current.version, by=current.by)
-        standing = Standing.ROLLED_BACK if by_operator else Standing.CHANGED
-        return standing, self._adopt()
+        incumbent = self._adopt()
+        if by_operator:
+            return Standing.ROLLED_BACK, incumbent
+        return (Standing.SAME if incumbent is None else Standing.CHANGED), incumbent
 
     @property
     def highest(self) -> int:
         """The largest number that a version ever had."""
         return self._catalogue.highest
+
+    @property
+    def has_published(self) -> bool:
+        """Whether the topic holds a version of this group."""
+        entries = self._catalogue.entries.values()
+        return any(entry.report.get("group") == group_of(self._config) for entry in entries)
 
     def messages(self, fresh: Initialization, report: Mapping[str, Any]) -> list[Message]:
         """A new version, as the current one too; what is too old goes.
@@ -102,7 +122,9 @@ class Succession:
         first = []
         if self._start is not None and self._start.version not in self._catalogue.entries:
             first = initialization_messages(self._start, {}, by=START)[:1]
-        there = sorted({*self._catalogue.entries, fresh.version})
+        # What stands under a higher number is none of this line, and must not crowd it out.
+        older = {version for version in self._catalogue.entries if version < fresh.version}
+        there = sorted({*older, fresh.version})
         kept = there[-self._config.outer.keep_versions :]
         gone = [tombstone(version) for version in there if version < kept[0]]
         return [*first, *initialization_messages(fresh, report), *gone]
@@ -150,12 +172,30 @@ class Succession:
         try:
             check_fits(incumbent, spec_of(self._config))
         except MisfitError as error:
+            if self.digest and published is not None:
+                self._pass_over(published, str(error))
+                return None
             raise MisfitError(
                 f"v{incumbent.version} in {self._config.topics.initializations!r}: {error}; or "
                 "name a topic of its own with --set topics.initializations=NAME"
             ) from error
+        if self.digest and published is not None and self._is_foreign(published):
+            why = self._objection(incumbent)
+            if why:
+                self._pass_over(published, why)
+                return None
+        if self.digest and published is not None:
+            log.info("superseded", version=published.version, by=published.by)
         self.digest = digest
         return incumbent
+
+    def _is_foreign(self, published: Published) -> bool:
+        return published.by != ROLLBACK and published.report.get("group") != group_of(self._config)
+
+    def _pass_over(self, published: Published, why: str) -> None:
+        """The incumbent stays, and what this loop publishes next takes the place of this one."""
+        self._refused = published.digest, published.by
+        log.warning("current_refused", version=published.version, by=published.by, error=why)
 
 
 class _Sent(NamedTuple):

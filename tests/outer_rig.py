@@ -17,7 +17,8 @@ from streammaml.catalogue import Catalogue
 from streammaml.config import Config
 from streammaml.evaluation.streams import hyper
 from streammaml.initialization import Initialization
-from streammaml.outer import OuterJob, Run
+from streammaml.outer import OuterJob
+from streammaml.outer_run import Run
 from tests.meta.episode_maker import episodes_of, make_config
 
 PERIOD_S = 1000.0

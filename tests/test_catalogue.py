@@ -109,6 +109,16 @@ def test_a_deleted_number_is_still_taken() -> None:
     assert (catalogue.entries, catalogue.highest, catalogue.newest) == ({}, 5, None)
 
 
+@pytest.mark.parametrize("value", [b"nonsense", None])
+def test_a_number_that_leaves_no_room_is_not_counted(value: bytes | None) -> None:
+    catalogue = Catalogue()
+    catalogue.read(history())
+
+    catalogue.read(records([Message("", b"v%d" % (2**63 - 1), value)]))
+
+    assert catalogue.highest == 3
+
+
 def test_the_listing_has_the_newest_first_with_losses_and_marks() -> None:
     catalogue = Catalogue()
     catalogue.read(history())

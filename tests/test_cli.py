@@ -554,7 +554,7 @@ def test_a_worker_refuses_an_initialization_of_another_model(call: Call, nowhere
     assert (fits.code, other_features.code, other_network.code) == (69, 78, 78)
     assert "its features or classes differ" in other_features.err
     assert "its network is (4, 64, 64, 2), not (4, 8, 2)" in other_network.err
-    assert "`streammaml outer --from FILE --once`" in other_network.err
+    assert "`streammaml outer --from FILE --out FILE`" in other_network.err
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_an_initialization_of_another_model_is_found(tmp_path: Path) -> None:
     assert fits["initialization"].ok
     assert str(file) in fits["initialization"].detail
     assert not other["initialization"].ok
-    assert "`streammaml outer --from FILE --once`" in other["initialization"].detail
+    assert "`streammaml outer --from FILE --out FILE`" in other["initialization"].detail
 
 
 def test_a_detector_says_whether_it_is_compiled() -> None:

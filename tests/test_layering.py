@@ -28,7 +28,7 @@ LAYERS = [
     | {"catalogue", "checkpoint", "succession", "recorded"},
     # What the commands do, each imported when it is called.
     {"observers", "config_file", "serving", "jobs", "training", "outer", "doctor", "demo"}
-    | {"inspection", "outer_serving"},
+    | {"inspection", "outer_serving", "outer_run"},
     {"flags", "process"},
     {"cli", "__main__"},
     {"__init__"},  # the package's front door may name anything

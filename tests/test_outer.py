@@ -13,7 +13,7 @@ from streammaml.backends.ports import Message
 from streammaml.backends.wire_initializations import initialization_messages
 from streammaml.errors import BackendError, FencedError, MisfitError, UnavailableError
 from streammaml.initialization import Initialization
-from streammaml.outer import Run
+from streammaml.outer_run import Run
 from streammaml.starts import version_zero
 from streammaml.succession import digest_of
 from tests.outer_rig import Rig

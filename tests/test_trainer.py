@@ -13,9 +13,9 @@ import pytest
 
 from streammaml.config import Config
 from streammaml.errors import MisfitError
-from streammaml.initialization import Initialization, decode, encode
+from streammaml.initialization import NETWORK, Initialization, decode, encode
 from streammaml.meta import nets
-from streammaml.meta.nets import NETWORK, part_of
+from streammaml.meta.nets import part_of
 from streammaml.meta.outer_loop import Rule, evaluate
 from streammaml.meta.reservoir import Reservoir
 from streammaml.meta_trainer import Outcome, Result, Trainer
@@ -234,6 +234,19 @@ def test_a_run_ends_when_its_time_has_expired(config: Config, reservoir: Reservo
     assert (none.result, none.why) == (Result.SKIPPED, "there was no time for a step")
 
 
+def test_a_stop_while_it_judges_ends_the_run_without_a_candidate(
+    config: Config, reservoir: Reservoir
+) -> None:
+    trainer = make_trainer(config, reservoir)
+    asked = iter([False] * 4 + [True])
+
+    outcome = trainer.run(STEPS, stopped=lambda: next(asked))
+
+    assert (outcome.result, outcome.why, outcome.steps) == (Result.SKIPPED, "stopped", STEPS)
+    assert next(asked, None) is None
+    assert published(trainer.run(STEPS)).version == 1
+
+
 def test_a_restored_trainer_goes_on_to_the_bit(config: Config, reservoir: Reservoir) -> None:
     trainer = make_trainer(config, reservoir)
     first = published(trainer.run(STEPS))
@@ -322,6 +335,23 @@ def test_the_same_initialization_again_keeps_the_optimizer(
 
     assert trainer.checkpoint() == before
     assert trainer.incumbent.version == 6
+
+
+def test_whatever_becomes_the_incumbent_ends_what_began_elsewhere_and_what_waits(
+    config: Config, reservoir: Reservoir
+) -> None:
+    source = other_start(config)
+    trainer = make_trainer(config, reservoir, start_from=source)
+    late = published(trainer.run(STEPS))
+
+    trainer.adopt(replace(trainer.incumbent, version=6, parent=5))
+    plain = nets.pack_states(make_trainer(config, reservoir)._states)
+    fresh = states_equal(nets.pack_states(trainer._states), plain)
+    trainer.adopt(late)
+
+    begun = nets.pack_states(Trainer(config, late, reservoir)._states)
+    assert fresh
+    assert states_equal(nets.pack_states(trainer._states), begun)
 
 
 def test_training_may_begin_with_another_domain_until_the_gate_says_no(

@@ -18,7 +18,7 @@ from streammaml.backends.codec import CONTEXT_BYTES
 from streammaml.backends.ports import Message, Record
 from streammaml.config import NUMBER_LIMIT, Config, schema_fingerprint, spec_of
 from streammaml.errors import RejectedError
-from streammaml.events import Episode, Label, Reason, Task, canonical
+from streammaml.events import Episode, Label, Reason, Task, canonical, is_wide
 
 FORMAT = 1
 Number = TypeVar("Number", np.float32, np.float64, np.int64)
@@ -155,6 +155,8 @@ def _check_labels(wire: _Wire, y: NDArray[np.float64], config: Config) -> tuple[
     _must_hold(np.isfinite(y), "y")
     if len(classes) > config.label.slots or len(set(map(canonical, classes))) < len(classes):
         _reject(Reason.DECODE, f"{len(classes)} classes: too many, or one of them twice")
+    if any(map(is_wide, classes)):
+        _reject(Reason.DECODE, "one of its classes is a number of more than 64 bits")
     wanted = config.label.classes
     if wanted and list(map(canonical, classes)) != list(map(canonical, wanted)):
         _reject(Reason.SCHEMA, "its classes are not those of the configuration")

@@ -21,6 +21,7 @@ import msgspec
 from streammaml.backends.ports import Message, Record
 from streammaml.config import Config
 from streammaml.errors import InitializationError
+from streammaml.events import is_wide
 from streammaml.initialization import Initialization, decode, encode
 
 CURRENT: Final = "current"
@@ -151,10 +152,8 @@ def _check(initialization: Initialization) -> None:
 
 
 def _is_label(value: object) -> bool:
-    """Whether it can be written in every format: MessagePack has 64 bits for a whole number."""
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return isinstance(value, float) or _is_text(value)
+    """Whether it can be written in every format."""
+    return not is_wide(value) and (isinstance(value, int | float) or _is_text(value))
 
 
 def _is_text(value: object) -> bool:

@@ -50,7 +50,7 @@ Features = Annotated[
 TaskName = Annotated[str | None, typer.Option(help="classification or regression")]
 Classes = Annotated[str | None, typer.Option(help="The closed list of classes: a,b,c")]
 Initialization = Annotated[
-    Path | None, typer.Option(help="A file that `streammaml outer --once` wrote")
+    Path | None, typer.Option(help="A file that `streammaml outer --from FILE --out FILE` wrote")
 ]
 
 

@@ -158,6 +158,8 @@ def outer(
         typer.echo(json.dumps(run_values(run), indent=2))
     else:
         show(run_page(run))
+    if run.result == "failed":
+        raise typer.Exit(1)
 
 
 def _check_use(

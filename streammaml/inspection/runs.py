@@ -11,7 +11,7 @@ from rich.text import Text
 
 from streammaml.catalogue import loss_of
 from streammaml.inspection.pages import DASH, printable
-from streammaml.outer import Run
+from streammaml.outer_run import Run
 
 
 def run_values(run: Run) -> dict[str, Any]:

@@ -16,7 +16,17 @@ import numpy as np
 
 from streammaml.config import NUMBER_LIMIT, Feature, FeatureType, LabelConfig
 from streammaml.errors import InitializationError, RejectedError
-from streammaml.events import Batch, Event, Float32s, Floats, Label, Reason, Task, canonical
+from streammaml.events import (
+    Batch,
+    Event,
+    Float32s,
+    Floats,
+    Label,
+    Reason,
+    Task,
+    canonical,
+    is_wide,
+)
 
 LABEL_LENGTH = 256
 """Of a class that an open list may learn: every prediction repeats it."""
@@ -69,6 +79,7 @@ class Labels:
         for label in classes:
             name = canonical(label)
             fits = len(self.classes) < self._config.slots and len(name) <= LABEL_LENGTH
+            fits = fits and not is_wide(label)
             if self._open and fits and name not in self._slots:
                 self.classes.append(label)
                 self._slots[name] = len(self._slots)
@@ -101,6 +112,8 @@ class Labels:
             raise RejectedError(
                 Reason.LABEL, f"label {name!r:.80}… has more than {LABEL_LENGTH} characters"
             )
+        if is_wide(label):
+            raise RejectedError(Reason.LABEL, f"label {name!r:.80} has more than 64 bits")
         self.foresee([label])
         return self._slots[name]
 

@@ -71,8 +71,8 @@ class Versions:
             "put learner.seed, learner.inner_rate and learner.inner_steps back, or start anew with "
             "another topics.state"
             if version == 0
-            else "give this one a version of its own (`streammaml outer --once --out FILE` counts "
-            "on from the file that it replaces)"
+            else "give this one a version of its own (`streammaml outer --from FILE --out FILE` "
+            "counts on from the file that it replaces)"
         )
         raise InitializationError(
             f"the state knows another initialization as version {version}: {cure}"

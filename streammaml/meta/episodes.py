@@ -44,6 +44,10 @@ class Episodes(NamedTuple):
     support: Examples  # [T, 32]
     query: Examples  # [T, 16]
 
+    def part(self, tasks: slice) -> Episodes:
+        """Some of the tasks."""
+        return Episodes(self.support.part(tasks), self.query.part(tasks))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:

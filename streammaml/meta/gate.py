@@ -8,23 +8,26 @@ it is finite, no group of its tensors is longer than ten times the incumbent's, 
 
 With fewer than 64 episodes or 8 contexts that says nothing: then it may only replace a start that
 nobody trained, and only if mean(d) ≤ 0. A net that the incumbent lacks has such a start of its own.
+
+Rule: a few episodes at a time, so that their number costs neither memory nor the time to a stop.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streammaml.events import Floats, Ints
-from streammaml.initialization import Initialization, Spec
+from streammaml.initialization import NETWORK, Initialization, Spec
 from streammaml.meta.episodes import Held
 from streammaml.meta.feature_nets import query_losses
-from streammaml.meta.nets import NETWORK, Tensors, part_of, with_net
+from streammaml.meta.nets import FEATURE_NETS, Tensors, part_of, with_net
 from streammaml.meta.outer_loop import task_losses
 
 QUANTILE = 1.645
@@ -32,6 +35,9 @@ QUANTILE = 1.645
 EPISODES_LEAST = 64
 CONTEXTS_LEAST = 8
 NORM_GROWTH = 10.0
+NOT_FINITE = "its loss on held-out episodes is not finite"
+CHUNK = 32
+"""Episodes that are judged in one stack."""
 FLOOR = 0.1
 """Root mean square that a group of tensors counts with at least: a head starts at 0."""
 
@@ -87,6 +93,12 @@ class Limits(NamedTuple):
     """By how much of its loss a candidate may be worse than the incumbent, at most."""
     clip_norm: float
     """Of an inner step."""
+    stopped: Callable[[], bool] = lambda: False
+    """Asked before each stack of episodes; once it says so, the gate ends by StoppedError."""
+
+
+class StoppedError(Exception):
+    """The gate was told to stop before it came to a verdict."""
 
 
 def judge(
@@ -119,6 +131,26 @@ def judge(
     )
 
 
+def objection(
+    fresh: Initialization, incumbent: Initialization, held: Held | None, limits: Limits
+) -> str:
+    """What speaks against another's initialization in the incumbent's place; empty: nothing.
+
+    It need not be better, only be one: no net of both is much longer, and the network's loss is
+    finite on the episodes on which the incumbent's is.
+    """
+    for net in (NETWORK, *FEATURE_NETS):
+        if part_of(fresh.tensors, net) and part_of(incumbent.tensors, net):
+            ratio = _norm_ratio(net, fresh, incumbent)
+            if ratio > NORM_GROWTH:
+                return f"{net}: {_too_long(ratio)}"
+    if held is None:
+        return ""
+    before, _ = _losses(NETWORK, incumbent, held, limits)
+    after, _ = _losses(NETWORK, fresh, held, limits)
+    return "" if np.isfinite(after[np.isfinite(before)]).all() else f"{NETWORK}: {NOT_FINITE}"
+
+
 def _judge_net(
     net: str,
     own: Tensors,
@@ -137,7 +169,7 @@ def _judge_net(
     loss = _by_context(before[usable], held.contexts[usable])
     found = NetVerdict(
         passed=False,
-        why="its loss on held-out episodes is not finite",
+        why=NOT_FINITE,
         loss_incumbent=float(loss.mean()) if len(loss) else math.nan,
         norm_ratio=_norm_ratio(net, candidate, reference),
     )
@@ -161,7 +193,7 @@ def _judge_net(
 def _objection(found: NetVerdict, margin: float, enough: bool, untrained: bool) -> str:
     """What speaks against a net; empty: nothing."""
     if found.norm_ratio > NORM_GROWTH:
-        return f"its tensors are {found.norm_ratio:.1f} times as long, at most {NORM_GROWTH:g}"
+        return _too_long(found.norm_ratio)
     mean, error = found.mean_difference, found.standard_error
     if not enough:
         least = f"{EPISODES_LEAST} held-out episodes of {CONTEXTS_LEAST} contexts"
@@ -175,18 +207,28 @@ def _objection(found: NetVerdict, margin: float, enough: bool, untrained: bool) 
     return f"its loss may be {mean + QUANTILE * error:.4g} higher, at most {allowed:.4g}"
 
 
+def _too_long(ratio: float) -> str:
+    return f"its tensors are {ratio:.1f} times as long, at most {NORM_GROWTH:g}"
+
+
 @torch.no_grad()
 def _losses(
     net: str, initialization: Initialization, held: Held, limits: Limits
 ) -> tuple[Floats, Floats]:
     """Query loss [T] after adaptation, and before it: at θ, or of the prior head."""
-    if net == NETWORK:
-        before, after = task_losses(initialization, held.episodes, limits.clip_norm)
-    else:
-        own = part_of(initialization.tensors, net)
-        given = {name.partition("/")[2]: torch.from_numpy(t) for name, t in own.items()}
-        before, after = query_losses(given, net, held.episodes)
-    return after.double().numpy(), before.double().numpy()
+    own = part_of(initialization.tensors, net)
+    given = {name.partition("/")[2]: torch.from_numpy(t) for name, t in own.items()}
+    found: list[tuple[Tensor, Tensor]] = []
+    for first in range(0, len(held.contexts), CHUNK):
+        if limits.stopped():
+            raise StoppedError
+        episodes = held.episodes.part(slice(first, first + CHUNK))
+        if net == NETWORK:
+            found.append(task_losses(initialization, episodes, limits.clip_norm))
+        else:
+            found.append(query_losses(given, net, episodes))
+    before, after = (torch.cat(parts).double().numpy() for parts in zip(*found, strict=True))
+    return after, before
 
 
 def _by_context(values: Floats, contexts: Ints) -> Floats:

@@ -44,6 +44,10 @@ class Examples(NamedTuple):
     classes: int = 0
     """Class slots in use, the first ones of the K; the others are masked. 0: all are in use."""
 
+    def part(self, tasks: slice) -> Examples:
+        """Some of the tasks."""
+        return Examples(self.inputs[tasks], self.targets[tasks], self.weights[tasks], self.classes)
+
 
 class Objective:
     """The loss of one set of examples: what is the same for all outputs is worked out once."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from streammaml.errors import MisfitError, NonFiniteError
 from streammaml.events import Float32s
-from streammaml.initialization import FEATURE_WIDTHS, Initialization, group_of
+from streammaml.initialization import FEATURE_WIDTHS, NETWORK, Initialization, group_of
 from streammaml.meta.episodes import Episodes
 from streammaml.meta.feature_nets import (
     NetState,
@@ -37,7 +37,6 @@ from streammaml.meta.outer_loop import (
     unpack,
 )
 
-NETWORK = "network"
 FEATURE_NETS = tuple(FEATURE_WIDTHS)
 
 Tensors = Mapping[str, Float32s]

@@ -183,6 +183,8 @@ def test_the_values_of_a_regression_are_finite_and_in_range(value: float) -> Non
         {"y_scale": b"\0" * 8},
         {"classes": "[1, 1.0, true]"},
         {"classes": "[null, 1, 2]"},
+        {"classes": "[1, 2, 9223372036854775808]"},
+        {"classes": "[1, 2, -9223372036854775809]"},
         {"classes": '["no","yes",3,4]'},
         {"classes": "{"},
         {"classes": "[" * 100_000},

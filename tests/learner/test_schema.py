@@ -261,6 +261,19 @@ def test_a_closed_list_is_not_replaced_by_the_initializations() -> None:
     assert labels.classes == ["x", "y"]
 
 
+@pytest.mark.parametrize("wide", [2**63, -(2**63) - 1, 2**65])
+def test_a_class_that_is_a_number_beyond_64_bits_is_rejected(wide: int) -> None:
+    labels = open_labels()
+
+    with pytest.raises(RejectedError, match="more than 64 bits") as e:
+        labels.encode(wide)
+    labels.foresee([wide])
+
+    assert e.value.reason is Reason.LABEL
+    assert labels.classes == []
+    assert [labels.encode(label) for label in (2**63 - 1, -(2**63), str(wide))] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_class_that_is_not_finite_is_rejected(bad: float) -> None:
     with pytest.raises(RejectedError) as e:

@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from streammaml.config import Config, spec_of
-from streammaml.initialization import Initialization, draw
+from streammaml.initialization import NETWORK, Initialization, draw
 from streammaml.meta import nets
 from streammaml.meta.episodes import Episodes, Held
-from streammaml.meta.gate import Limits, NetVerdict, Verdict, judge
+from streammaml.meta.gate import CHUNK, Limits, NetVerdict, StoppedError, Verdict, judge
 from streammaml.meta.losses import Examples
-from streammaml.meta.nets import NETWORK, Tensors, part_of
+from streammaml.meta.nets import Tensors, part_of
 from streammaml.meta.outer_loop import OuterSettings, task_losses
 from streammaml.meta.reservoir import Reservoir
 from streammaml.starts import version_zero
@@ -332,3 +332,31 @@ def test_the_report_is_json_and_says_whose_child_it_is(
         "standard_error": None,
         "norm_ratio": None,
     }
+
+
+def test_many_episodes_are_judged_in_small_stacks_with_the_losses_of_one(
+    drawn: Initialization, trained: Initialization, held: Held
+) -> None:
+    asked = iter(range(10**6))
+    limits = LIMITS._replace(stopped=lambda: next(asked) < 0)
+    parts = {net: part_of(trained.tensors, net) for net in (NETWORK, "f", "g")}
+
+    verdict = judge(parts, drawn, nets.drawn_nets(drawn, 0), held, limits)
+
+    stacks = math.ceil(len(held.contexts) / CHUNK)
+    assert stacks > 3
+    assert next(asked) == len(parts) * 2 * stacks
+    whole = task_losses(trained, held.episodes).adapted.double().numpy()
+    places = np.unique(held.contexts, return_inverse=True)[1]
+    means = np.bincount(places, whole) / np.bincount(places)
+    assert verdict.nets[NETWORK].loss_candidate == pytest.approx(float(means.mean()), rel=1e-5)
+
+
+def test_the_gate_ends_before_the_next_stack_when_it_is_told_to(
+    drawn: Initialization, trained: Initialization, held: Held
+) -> None:
+    asked = iter([False, False, True])
+    limits = LIMITS._replace(stopped=lambda: next(asked))
+
+    with pytest.raises(StoppedError):
+        judged(network(trained), drawn, held, limits)
