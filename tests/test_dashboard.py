@@ -219,7 +219,6 @@ def test_grafana_finds_prometheus_and_the_dashboard_by_itself() -> None:
     assert source["isDefault"]
     assert source["jsonData"]["timeInterval"] == scrapes, "or $__rate_interval is wrong"
     assert (provider["folder"], provider["allowUiUpdates"]) == ("streammaml", False)
-    assert provider["options"]["path"] == "/etc/grafana/dashboards"
 
 
 def load(path: Path) -> dict[str, Any]:

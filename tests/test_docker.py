@@ -13,10 +13,11 @@ import sys
 import sysconfig
 import tomllib
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+import yaml
 
 from docker.demo_stream import events
 from streammaml.backends.codec import EventDecoder, encoder
@@ -25,6 +26,7 @@ from streammaml.config import Config
 from streammaml.evaluation.streams import WIDTH, hyper
 from streammaml.learner import Labels, Schema
 from tests.kafka_broker import VERSION
+from tests.observed import DASHBOARD
 from tests.worker_process import (
     STOPPED_S,
     clean_environment,
@@ -190,6 +192,19 @@ def test_every_file_that_is_mounted_is_there(services: dict[str, dict[str, Any]]
     for mount in mounts:
         assert Path(mount["source"]).exists(), mount["source"]
         assert mount["read_only"], mount["source"]
+
+
+def test_grafana_looks_for_the_dashboard_where_it_is_mounted(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    grafana = services["grafana"]
+    sources = {mount["target"]: mount["source"] for mount in grafana["volumes"]}
+    home = PurePosixPath(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    within = Path(sources["/etc/grafana/provisioning"]) / "dashboards/streammaml.yaml"
+    (provider,) = yaml.safe_load(within.read_text(encoding="utf-8"))["providers"]
+
+    assert provider["options"]["path"] == str(home.parent)
+    assert (Path(sources[str(home.parent)]) / home.name).samefile(DASHBOARD)
 
 
 def demo_config() -> Config:
