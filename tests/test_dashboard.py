@@ -18,6 +18,7 @@ from grafana_foundation_sdk.models import units
 import streammaml
 from streammaml.backends.dashboard.grafana import as_json
 from streammaml.backends.dashboard.rows import ROWS, UNSHOWN
+from streammaml.backends.instruments import RESULTS
 from tests.observed import (
     DASHBOARD,
     DOCKER,
@@ -169,6 +170,15 @@ def test_a_label_is_one_that_the_metric_has(title: str, expression: str) -> None
         family = by_series().get(use.metric)
         if family:
             assert use.labels <= family.labels | TARGET_LABELS, f"{title}: {use.selector}"
+
+
+def test_what_is_undone_is_what_the_description_says() -> None:
+    (panel,) = (panel for panel in panels() if panel["title"] == "Undone adaptations")
+    chosen = re.search(r'result=~"(.+?)"', panel["targets"][0]["expr"])
+
+    assert chosen is not None, "naming them, so that what is neither does not count"
+    assert set(chosen[1].split("|")) < set(RESULTS)
+    assert panel["description"] == f"Share of all that was {chosen[1].replace('|', ' or ')}."
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
