@@ -17,8 +17,9 @@ from grafana_foundation_sdk.models import units
 
 import streammaml
 from streammaml.backends.dashboard.grafana import as_json
+from streammaml.backends.dashboard.panel import MODEL_COLOURS
 from streammaml.backends.dashboard.rows import ROWS, UNSHOWN
-from streammaml.backends.instruments import RESULTS
+from streammaml.backends.instruments import NAMES, RESULTS
 from tests.observed import (
     DASHBOARD,
     DOCKER,
@@ -170,6 +171,23 @@ def test_a_label_is_one_that_the_metric_has(title: str, expression: str) -> None
         family = by_series().get(use.metric)
         if family:
             assert use.labels <= family.labels | TARGET_LABELS, f"{title}: {use.selector}"
+
+
+def test_a_model_has_the_colour_that_it_has_on_the_page() -> None:
+    css = Path(streammaml.__file__).parent / "backends/static/page.css"
+    pages = set(re.findall(r"#[0-9a-f]{6}", css.read_text(encoding="utf-8")))
+
+    assert set(MODEL_COLOURS) == set(NAMES["prequential_loss"].labels["model"])
+    assert set(MODEL_COLOURS.values()) <= pages
+    by_model = [p for p in panels() if any("{{model}}" in str(t) for t in p["targets"])]
+    assert len(by_model) == 2
+    for panel in by_model:
+        fixed = {
+            override["matcher"]["options"]: setting["value"]["fixedColor"]
+            for override in panel["fieldConfig"]["overrides"]
+            for setting in override["properties"]
+        }
+        assert fixed == MODEL_COLOURS, panel["title"]
 
 
 def test_what_is_undone_is_what_the_description_says() -> None:
