@@ -104,7 +104,7 @@ def test_a_rule_asks_for_what_is_there(rule: dict[str, Any]) -> None:
 def test_the_alerts_are_those_of_the_house() -> None:
     severities = {name_of(alert): alert["labels"]["severity"] for alert in ALERTS}
 
-    critical = ["Down", "Stalled", "NonFinite"]
+    critical = ["Down", "CrashLooping", "Stalled", "NonFinite"]
     warning = ["LagGrowing", "Rejecting", "AdaptationNotHelping", "LossRegression"]
     warning += ["OuterLoopStale", "InitVersionSkew", "SeriesGuard"]
     assert severities == {f"Streammaml{name}": "critical" for name in critical} | {
