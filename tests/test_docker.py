@@ -26,7 +26,7 @@ from streammaml.config import Config
 from streammaml.evaluation.streams import WIDTH, hyper
 from streammaml.learner import Labels, Schema
 from tests.kafka_broker import VERSION
-from tests.observed import DASHBOARD
+from tests.observed import DASHBOARD, PROMETHEUS
 from tests.worker_process import (
     STOPPED_S,
     clean_environment,
@@ -42,7 +42,8 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CHECK_S = 60.0
 
-OURS = {"topics", "worker", "outer", "feed"}
+WORKERS = {"worker-1", "worker-2"}
+OURS = {"topics", "outer", "feed"} | WORKERS
 ENDING = {"topics", "feed"}
 """Nobody can ask how they are: compose.yaml says why."""
 WRITING = {"kafka"}
@@ -102,23 +103,45 @@ def test_what_is_started_by_default(services: dict[str, dict[str, Any]]) -> None
 
     assert default == OURS | {"kafka", "prometheus", "grafana"}
     assert set(services) - default == {"kafka-ui"}
-    assert services["worker"]["deploy"]["replicas"] == 2
 
 
 def test_every_port_is_published_on_the_loopback_address_and_once(
     services: dict[str, dict[str, Any]],
 ) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
-    published: list[int] = []
-    for port in ports:
-        assert port["host_ip"] == "127.0.0.1"
-        first, _, last = port["published"].partition("-")
-        published += range(int(first), int(last or first) + 1)
+    published = [int(port["published"]) for port in ports]
 
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
     assert len(published) == len(set(published))
-    (worker,) = services["worker"]["ports"]
-    first, last = map(int, worker["published"].split("-"))
-    assert last - first + 1 == services["worker"]["deploy"]["replicas"], "a page for each"
+
+
+def test_a_process_that_keeps_state_keeps_its_name_and_is_one(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    keeping = {
+        name
+        for name, service in services.items()
+        if any(mount["source"] == "state" for mount in service.get("volumes", []))
+    }
+
+    assert keeping == WORKERS | {"outer"}
+    for name in keeping:
+        assert services[name]["hostname"] == name, "or it comes back as another"
+        assert services[name]["deploy"].get("replicas", 1) == 1
+
+
+def test_prometheus_asks_all_that_serve(services: dict[str, dict[str, Any]]) -> None:
+    jobs = yaml.safe_load(PROMETHEUS.read_text(encoding="utf-8"))["scrape_configs"]
+    served = {
+        f"{name}:{services[name]['ports'][0]['target']}"
+        for name in OURS
+        if services[name].get("ports")
+    }
+
+    targets = [
+        target for job in jobs for static in job["static_configs"] for target in static["targets"]
+    ]
+    assert sorted(targets) == sorted(served)
 
 
 def test_every_service_is_confined(services: dict[str, dict[str, Any]]) -> None:
@@ -158,7 +181,8 @@ def test_nothing_starts_before_what_it_needs(services: dict[str, dict[str, Any]]
     assert needs == {
         "kafka": {},
         "topics": {"kafka": "service_healthy"},
-        "worker": ready,
+        "worker-1": ready,
+        "worker-2": ready,
         "outer": ready,
         "feed": ready,
         "prometheus": {},
@@ -217,8 +241,9 @@ def test_the_containers_serve_where_their_ports_and_health_checks_point(
     config = demo_config()
 
     assert config.web.host == "0.0.0.0"
-    assert services["worker"]["ports"][0]["target"] == config.web.port
-    assert services["worker"]["healthcheck"]["test"] == ["CMD", "streammaml", "health"]
+    for name in WORKERS:
+        assert services[name]["ports"][0]["target"] == config.web.port
+        assert services[name]["healthcheck"]["test"] == ["CMD", "streammaml", "health"]
     assert services["outer"]["ports"][0]["target"] == config.outer.port
     assert services["outer"]["healthcheck"]["test"][-1] == f"http://127.0.0.1:{config.outer.port}"
     assert f"EXPOSE {config.web.port} {config.outer.port}\n" in DOCKERFILE
