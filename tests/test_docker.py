@@ -87,6 +87,17 @@ def test_the_dockerfile_has_no_finding() -> None:
     check("hadolint", str(DOCKER / "Dockerfile"))
 
 
+def test_a_revision_leaves_all_other_layers_as_they_are() -> None:
+    before, _, after = DOCKERFILE.partition("\nARG VERSION=")
+
+    assert "\nARG REVISION=" in after
+    assert not re.search(r"^(COPY|FROM)", after, re.MULTILINE)
+    assert re.findall(r"^RUN (.+)", after, re.MULTILINE) == [
+        'echo "${REVISION}" >/opt/streammaml/REVISION'
+    ]
+    assert "REVISION}" not in before
+
+
 @pytest.mark.parametrize("profile", [[], ["--profile", "ui"]])
 def test_compose_takes_the_file(profile: list[str]) -> None:
     assert compose(*profile, "config", "--quiet") == ""
