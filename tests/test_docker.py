@@ -87,6 +87,18 @@ def test_the_dockerfile_has_no_finding() -> None:
     check("hadolint", str(DOCKER / "Dockerfile"))
 
 
+def test_a_change_of_the_sources_leaves_the_dependencies_layer_as_it_is() -> None:
+    installed, sources = DOCKERFILE.split("\nCOPY . .\n")
+    asking = re.search(r"^RUN python -c '(.+)' >/tmp/requirements\.txt", installed, re.MULTILINE)
+    assert asking is not None
+    done = subprocess.run(
+        [sys.executable, "-c", asking[1]], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+    assert done.stdout.splitlines() == PROJECT["dependencies"]
+    assert sources.startswith("RUN pip install --no-deps . ")
+
+
 def test_a_revision_leaves_all_other_layers_as_they_are() -> None:
     before, _, after = DOCKERFILE.partition("\nARG VERSION=")
 
