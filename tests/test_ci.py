@@ -27,3 +27,12 @@ def test_nightly_has_all_the_steps_that_it_names() -> None:
 def test_packages_are_installed_without_starting_their_servers(script: str) -> None:
     assert '.ci/install "${missing[@]}"' in script
     assert "apt-get" not in script
+
+
+def test_nothing_that_tests_need_is_optional_in_the_gate() -> None:
+    tests = "".join(
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("*.py")
+    )
+    asked = set(re.findall(r"\bSTREAMMAML_REQUIRE_[A-Z]+", tests))
+
+    assert set(re.findall(r"^export (STREAMMAML_REQUIRE_\w+)=1$", RUN, re.MULTILINE)) == asked

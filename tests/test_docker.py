@@ -65,7 +65,10 @@ def check(name: str, *arguments: str) -> str:
     except FileNotFoundError:
         pytest.fail(f"no {name}: pip install 'streammaml[test]'")
     except OSError as error:
-        pytest.skip(f"{name} does not run here: {error.strerror}")
+        reason = f"{name} does not run here: {error.strerror}"
+        if os.environ.get("STREAMMAML_REQUIRE_CHECKERS") == "1":
+            pytest.fail(f"STREAMMAML_REQUIRE_CHECKERS=1, but {reason}")
+        pytest.skip(reason)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -81,6 +84,21 @@ def services() -> dict[str, dict[str, Any]]:
         compose("--profile", "ui", "config", "--format", "json")
     )["services"]
     return found
+
+
+def test_a_checker_that_does_not_run_is_a_failure_where_it_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of-another-machine").write_bytes(b"\x7fELF")
+    (tmp_path / "of-another-machine").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    monkeypatch.setenv("STREAMMAML_REQUIRE_CHECKERS", "1")
+    with pytest.raises(pytest.fail.Exception, match="does not run here"):
+        check("of-another-machine")
+    monkeypatch.delenv("STREAMMAML_REQUIRE_CHECKERS")
+    with pytest.raises(pytest.skip.Exception, match="does not run here"):
+        check("of-another-machine")
 
 
 def test_the_dockerfile_has_no_finding() -> None:
