@@ -13,10 +13,11 @@ import sys
 import sysconfig
 import tomllib
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+import yaml
 
 from docker.demo_stream import events
 from streammaml.backends.codec import EventDecoder, encoder
@@ -25,6 +26,7 @@ from streammaml.config import Config
 from streammaml.evaluation.streams import WIDTH, hyper
 from streammaml.learner import Labels, Schema
 from tests.kafka_broker import VERSION
+from tests.observed import DASHBOARD, PROMETHEUS
 from tests.worker_process import (
     STOPPED_S,
     clean_environment,
@@ -40,7 +42,8 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CHECK_S = 60.0
 
-OURS = {"topics", "worker", "outer", "feed"}
+WORKERS = {"worker-1", "worker-2"}
+OURS = {"topics", "outer", "feed"} | WORKERS
 ENDING = {"topics", "feed"}
 """Nobody can ask how they are: compose.yaml says why."""
 WRITING = {"kafka"}
@@ -62,7 +65,10 @@ def check(name: str, *arguments: str) -> str:
     except FileNotFoundError:
         pytest.fail(f"no {name}: pip install 'streammaml[test]'")
     except OSError as error:
-        pytest.skip(f"{name} does not run here: {error.strerror}")
+        reason = f"{name} does not run here: {error.strerror}"
+        if os.environ.get("STREAMMAML_REQUIRE_CHECKERS") == "1":
+            pytest.fail(f"STREAMMAML_REQUIRE_CHECKERS=1, but {reason}")
+        pytest.skip(reason)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -80,8 +86,46 @@ def services() -> dict[str, dict[str, Any]]:
     return found
 
 
+def test_a_checker_that_does_not_run_is_a_failure_where_it_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of-another-machine").write_bytes(b"\x7fELF")
+    (tmp_path / "of-another-machine").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    monkeypatch.setenv("STREAMMAML_REQUIRE_CHECKERS", "1")
+    with pytest.raises(pytest.fail.Exception, match="does not run here"):
+        check("of-another-machine")
+    monkeypatch.delenv("STREAMMAML_REQUIRE_CHECKERS")
+    with pytest.raises(pytest.skip.Exception, match="does not run here"):
+        check("of-another-machine")
+
+
 def test_the_dockerfile_has_no_finding() -> None:
     check("hadolint", str(DOCKER / "Dockerfile"))
+
+
+def test_a_change_of_the_sources_leaves_the_dependencies_layer_as_it_is() -> None:
+    installed, sources = DOCKERFILE.split("\nCOPY . .\n")
+    asking = re.search(r"^RUN python -c '(.+)' >/tmp/requirements\.txt", installed, re.MULTILINE)
+    assert asking is not None
+    done = subprocess.run(
+        [sys.executable, "-c", asking[1]], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+    assert done.stdout.splitlines() == PROJECT["dependencies"]
+    assert sources.startswith("RUN pip install --no-deps . ")
+
+
+def test_a_revision_leaves_all_other_layers_as_they_are() -> None:
+    before, _, after = DOCKERFILE.partition("\nARG VERSION=")
+
+    assert "\nARG REVISION=" in after
+    assert not re.search(r"^(COPY|FROM)", after, re.MULTILINE)
+    assert re.findall(r"^RUN (.+)", after, re.MULTILINE) == [
+        'echo "${REVISION}" >/opt/streammaml/REVISION'
+    ]
+    assert "REVISION}" not in before
 
 
 @pytest.mark.parametrize("profile", [[], ["--profile", "ui"]])
@@ -100,23 +144,45 @@ def test_what_is_started_by_default(services: dict[str, dict[str, Any]]) -> None
 
     assert default == OURS | {"kafka", "prometheus", "grafana"}
     assert set(services) - default == {"kafka-ui"}
-    assert services["worker"]["deploy"]["replicas"] == 2
 
 
 def test_every_port_is_published_on_the_loopback_address_and_once(
     services: dict[str, dict[str, Any]],
 ) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
-    published: list[int] = []
-    for port in ports:
-        assert port["host_ip"] == "127.0.0.1"
-        first, _, last = port["published"].partition("-")
-        published += range(int(first), int(last or first) + 1)
+    published = [int(port["published"]) for port in ports]
 
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
     assert len(published) == len(set(published))
-    (worker,) = services["worker"]["ports"]
-    first, last = map(int, worker["published"].split("-"))
-    assert last - first + 1 == services["worker"]["deploy"]["replicas"], "a page for each"
+
+
+def test_a_process_that_keeps_state_keeps_its_name_and_is_one(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    keeping = {
+        name
+        for name, service in services.items()
+        if any(mount["source"] == "state" for mount in service.get("volumes", []))
+    }
+
+    assert keeping == WORKERS | {"outer"}
+    for name in keeping:
+        assert services[name]["hostname"] == name, "or it comes back as another"
+        assert services[name]["deploy"].get("replicas", 1) == 1
+
+
+def test_prometheus_asks_all_that_serve(services: dict[str, dict[str, Any]]) -> None:
+    jobs = yaml.safe_load(PROMETHEUS.read_text(encoding="utf-8"))["scrape_configs"]
+    served = {
+        f"{name}:{services[name]['ports'][0]['target']}"
+        for name in OURS
+        if services[name].get("ports")
+    }
+
+    targets = [
+        target for job in jobs for static in job["static_configs"] for target in static["targets"]
+    ]
+    assert sorted(targets) == sorted(served)
 
 
 def test_every_service_is_confined(services: dict[str, dict[str, Any]]) -> None:
@@ -156,7 +222,8 @@ def test_nothing_starts_before_what_it_needs(services: dict[str, dict[str, Any]]
     assert needs == {
         "kafka": {},
         "topics": {"kafka": "service_healthy"},
-        "worker": ready,
+        "worker-1": ready,
+        "worker-2": ready,
         "outer": ready,
         "feed": ready,
         "prometheus": {},
@@ -192,6 +259,19 @@ def test_every_file_that_is_mounted_is_there(services: dict[str, dict[str, Any]]
         assert mount["read_only"], mount["source"]
 
 
+def test_grafana_looks_for_the_dashboard_where_it_is_mounted(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    grafana = services["grafana"]
+    sources = {mount["target"]: mount["source"] for mount in grafana["volumes"]}
+    home = PurePosixPath(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    within = Path(sources["/etc/grafana/provisioning"]) / "dashboards/streammaml.yaml"
+    (provider,) = yaml.safe_load(within.read_text(encoding="utf-8"))["providers"]
+
+    assert provider["options"]["path"] == str(home.parent)
+    assert (Path(sources[str(home.parent)]) / home.name).samefile(DASHBOARD)
+
+
 def demo_config() -> Config:
     return Config.build(tomllib.loads((DOCKER / "streammaml.toml").read_text(encoding="utf-8")))
 
@@ -202,8 +282,9 @@ def test_the_containers_serve_where_their_ports_and_health_checks_point(
     config = demo_config()
 
     assert config.web.host == "0.0.0.0"
-    assert services["worker"]["ports"][0]["target"] == config.web.port
-    assert services["worker"]["healthcheck"]["test"] == ["CMD", "streammaml", "health"]
+    for name in WORKERS:
+        assert services[name]["ports"][0]["target"] == config.web.port
+        assert services[name]["healthcheck"]["test"] == ["CMD", "streammaml", "health"]
     assert services["outer"]["ports"][0]["target"] == config.outer.port
     assert services["outer"]["healthcheck"]["test"][-1] == f"http://127.0.0.1:{config.outer.port}"
     assert f"EXPOSE {config.web.port} {config.outer.port}\n" in DOCKERFILE
