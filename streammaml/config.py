@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -28,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from streammaml.custom import parameters_of
 from streammaml.errors import ConfigError
 from streammaml.events import Label, Task, canonical
 from streammaml.initialization import Spec
@@ -351,7 +350,9 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 NO_SETTING = re.compile(
-    ENVIRONMENT_PREFIX + r"(CONFIG|TEST_KAFKA|REQUIRE_KAFKA|(SERVICE|PORT)(?!__)(_\w+)?)"
+    ENVIRONMENT_PREFIX
+    + r"(CONFIG|REVISION|ARTIFACTS|LONG_TESTS|TEST_KAFKA|REQUIRE_[A-Z]+"
+    + r"|(SERVICE|PORT)(?!__)(_\w+)?)"
 )
 """Variables with the prefix that are not settings; Kubernetes sets the last ones for a Service."""
 
@@ -442,35 +443,3 @@ def spec_of(config: Config) -> Spec:
         network=network if custom else "",
         parameters=parameters_of(network, 2 * width, outputs) if custom else (),
     )
-
-
-@lru_cache(maxsize=16)
-def parameters_of(path: str, inputs: int, outputs: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Name and shape of each parameter of a custom network; ConfigError if it cannot be made."""
-    module = make_network(path, inputs, outputs)
-    try:
-        found = tuple((str(name), tuple(p.shape)) for name, p in module.named_parameters())
-    except AttributeError as error:
-        raise ConfigError(
-            f"learner.network: {path} gives a {type(module).__name__}, no torch.nn.Module"
-        ) from error
-    except RuntimeError as error:  # of a parameter without a shape
-        raise ConfigError(
-            f"learner.network: {path} gives a module with lazy parts: name their sizes"
-        ) from error
-    if not found:
-        raise ConfigError(f"learner.network: {path} gives a module without parameters")
-    return found
-
-
-def make_network(path: str, inputs: int, outputs: int) -> Any:
-    """What the factory gives: a torch module, in a package that needs no torch otherwise."""
-    module_name, _, name = path.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-        return factory(inputs, outputs)
-    except Exception as error:  # it is the user's code
-        raise ConfigError(
-            f"learner.network: cannot make {path} with {inputs} inputs and {outputs} outputs: "
-            f"{type(error).__name__}: {error}"
-        ) from error

@@ -19,14 +19,17 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._is_closed = False
 
     def ask(self, question: Callable[[], _T], timeout_s: float) -> _T:
         """The answer, or the exception, of ``question``, which the loop calls; else TimeoutError.
 
-        A question that nobody waits for any more is not called.
+        A question that nobody waits for any more is not called. Once closed nobody need wait.
         """
         answer: Future[_T] = Future()
         self._waiting.put((question, answer))
+        if self._is_closed:  # looked at last, so that none slips in behind the closing
+            self.refuse()
         try:
             return answer.result(timeout_s)
         except CancelledError as error:
@@ -53,6 +56,11 @@ class Mailbox:
         """Let all that wait know that there will be no answer."""
         while (item := self._next()) is not None:
             item[1].cancel()
+
+    def close(self) -> None:
+        """There is no loop any more: refuse all that come, too."""
+        self._is_closed = True
+        self.refuse()
 
     def _next(self) -> tuple[Callable[[], Any], Future[Any]] | None:
         try:

@@ -11,7 +11,7 @@ from streammaml.events import Context
 from streammaml.learner import Learner
 
 MOST_TOLD = 10_000
-"""Names that are remembered, so that each counts once."""
+"""Names that are remembered, so that each counts once; beyond, none is looked at any more."""
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +29,8 @@ class MisplacedWatch:
         self, here: Partition, admitted: Iterable[Context], learners: Mapping[Partition, Learner]
     ) -> int:
         """How many of them were not known to be in another partition, too."""
+        if len(self._told) >= MOST_TOLD:
+            return 0
         others = {p: learner for p, learner in learners.items() if p != here}
         found = {
             name: partition.index
@@ -45,6 +47,7 @@ class MisplacedWatch:
                 partitions=[here.index, there],
                 cure="give each record the context as its key",
             )
-            if len(self._told) < MOST_TOLD:
-                self._told.update(found)
+            self._told.update(found)
+            if len(self._told) >= MOST_TOLD:
+                log.warning("contexts_misplaced_no_more_counted", known=len(self._told))
         return len(found)

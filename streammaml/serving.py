@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import structlog
@@ -130,11 +131,9 @@ def kafka_clients(config: Config) -> Connect:
             made.callback(sink.close)
             state = KafkaStateLog(config, instance)
             made.callback(state.close)
-            tail = None
-            if config.learner.follow:
-                tail = KafkaTail(config, instance, config.topics.initializations)
-                made.callback(tail.close)
-            clients = Clients(KafkaSource(config, instance, on_rebalance), sink, state, tail)
+            source = KafkaSource(config, instance, on_rebalance)
+            tail = partial(KafkaTail, config, instance, config.topics.initializations)
+            clients = Clients(source, sink, state, tail if config.learner.follow else None)
             made.pop_all()
         return clients
 

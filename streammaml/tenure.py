@@ -133,6 +133,17 @@ class Tenure:
         if self._live:
             self._swap()
 
+    def serves(self, initialization: Initialization) -> bool:
+        """Whether it does, or will with its first live event."""
+        if not self._live or self._player is None:
+            return self._settled and self._initialization is initialization
+        return self._player.learner.same_initialization(initialization)
+
+    @property
+    def changed_bytes(self) -> int:
+        """About what its next barrier writes."""
+        return 0 if self._player is None else self._player.learner.changed_bytes
+
     def arrive(self) -> None:
         """All records below ``live_from`` are played."""
         if not self._arrived:

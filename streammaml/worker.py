@@ -60,7 +60,6 @@ DISK_CHECK_S = 5.0
 CHECK_EVERY_S = 5.0
 LAG_EVERY_S = 1.0
 FOLLOW_EVERY_S = 1.0
-TAIL_LIMIT_S = 10.0
 FENCED_AGAIN_S = 60.0
 
 log = structlog.get_logger(__name__)
@@ -152,6 +151,12 @@ class Worker:
         disk does, FencedError when a twin keeps taking over, TooManyRejectedError, GapError and
         IncompatibleError as they come.
         """
+        try:
+            self._run(stop)
+        finally:
+            self._mailbox.close()
+
+    def _run(self, stop: threading.Event) -> None:
         self._stop = stop
         fenced_at = -FENCED_AGAIN_S
         while not stop.is_set():
@@ -179,7 +184,7 @@ class Worker:
         if self._clients is None:
             self._tell.state("starting")
             self._clients = self._connect(self._on_rebalance)
-            self._read_initializations()
+            self._follower.open(self._clients.initializations, self._stop, self._beat)
             self._checked_at = time.monotonic()
             log.info("connected", topic=self._config.topics.events)
 
@@ -258,45 +263,28 @@ class Worker:
             log.warning("last_commit_failed", error=str(error))
         self._drop()
 
-    def _read_initializations(self) -> None:
-        """All that is published, before the first partition begins."""
-        assert self._clients is not None
-        tail = self._clients.initializations
-        deadline = time.monotonic() + TAIL_LIMIT_S
-        while tail is not None:
-            timeout_s = 0.0 if tail.caught_up else POLL_S
-            self._follower.read(tail, timeout_s, time.monotonic())
-            if tail.caught_up or self._stop.is_set():
-                return
-            if time.monotonic() > deadline:
-                topic = self._config.topics.initializations
-                raise UnavailableError(f"topic {topic!r} could not be read in {TAIL_LIMIT_S:g} s")
-            self._beat()
-
     def _follow(self, now: float) -> None:
         """Take over what was published, once it has proved itself on the own windows.
 
-        Between two commits: so each event's version follows from offsets that were committed.
+        Between two commits, so each event's version follows from offsets that were committed; and
+        not all partitions at once, since each writes its state with the next commit.
         """
-        assert self._clients is not None
         self._followed_at = now
-        tail = self._clients.initializations
-        if tail is None:
+        if self.is_restoring:
             return
-        self._follower.read(tail, 0.0, now)
-        candidate = self._follower.candidate
-        if candidate is None or self.is_restoring or not self._tenures:
+        learners = list(self.learners.values())
+        self._follower.look(learners, now)
+        fresh = self._follower.served
+        late = [t for t in self._tenures.values() if not t.serves(fresh)]
+        if not late or not self._follower.settled:
             return
-        others = [
-            learner
-            for learner in self.learners.values()
-            if not learner.same_initialization(candidate.initialization)
-        ]
-        fresh = self._follower.decide(others, now)
-        if fresh is not None:
-            self.commit()
-            for tenure in self._tenures.values():
-                tenure.use(fresh)
+        self.commit()
+        room = self._config.state.barrier_mb * 1e6
+        for tenure in late:
+            tenure.use(fresh)
+            room -= tenure.changed_bytes
+            if room <= 0:
+                break
 
     def _arrive(self) -> None:
         """Say of each replay that is over that it is; only holes may be left below its end."""
@@ -567,7 +555,7 @@ class Worker:
             self._publish,
             self._clients.state if self._config.state.enabled else None,
             self._budget,
-            settled=self._follower.candidate is None,
+            settled=self._follower.settled,
             network=self._network,
         )
 
@@ -582,9 +570,7 @@ class Worker:
             tenure.close()
         clients, self._clients = self._clients, None
         if clients is not None:
-            for client in (clients.sink, clients.source, clients.state, clients.initializations):
-                if client is None:
-                    continue
+            for client in (clients.sink, clients.source, clients.state, self._follower):
                 try:
                     client.close()  # the sink aborts what is open
                 except BackendError as error:

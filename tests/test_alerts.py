@@ -104,7 +104,7 @@ def test_a_rule_asks_for_what_is_there(rule: dict[str, Any]) -> None:
 def test_the_alerts_are_those_of_the_house() -> None:
     severities = {name_of(alert): alert["labels"]["severity"] for alert in ALERTS}
 
-    critical = ["Down", "Stalled", "NonFinite"]
+    critical = ["Down", "CrashLooping", "Stalled", "NonFinite"]
     warning = ["LagGrowing", "Rejecting", "AdaptationNotHelping", "LossRegression"]
     warning += ["OuterLoopStale", "InitVersionSkew", "SeriesGuard"]
     assert severities == {f"Streammaml{name}": "critical" for name in critical} | {
@@ -147,10 +147,9 @@ def test_the_jobs_of_the_rules_are_scraped_on_the_ports_of_the_configuration() -
     config = Config()
 
     assert all(job.startswith("streammaml-") for job in jobs)
-    (worker,) = jobs["streammaml-worker"]["dns_sd_configs"]
-    assert (worker["names"], worker["port"]) == (["worker"], config.web.port)
-    (outer,) = jobs["streammaml-outer"]["static_configs"]
-    assert outer["targets"] == [f"outer:{config.outer.port}"]
+    for name, port in (("worker", config.web.port), ("outer", config.outer.port)):
+        (static,) = jobs[f"streammaml-{name}"]["static_configs"]
+        assert {int(target.partition(":")[2]) for target in static["targets"]} == {port}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -131,6 +131,10 @@ def test_the_environment_sets_any_setting() -> None:
         "STREAMMAML_LEARNER__WARMUP": "[2, 4]",
         "STREAMMAML_CONFIG": "file.toml",
         "STREAMMAML_TEST_KAFKA": "localhost:1",
+        "STREAMMAML_REQUIRE_CHROMIUM": "1",
+        "STREAMMAML_ARTIFACTS": "artifacts",
+        "STREAMMAML_LONG_TESTS": "1",
+        "STREAMMAML_REVISION": "abc",
         "HOME": "/root",
     }
 

@@ -17,7 +17,9 @@ from grafana_foundation_sdk.models import units
 
 import streammaml
 from streammaml.backends.dashboard.grafana import as_json
+from streammaml.backends.dashboard.panel import MODEL_COLOURS
 from streammaml.backends.dashboard.rows import ROWS, UNSHOWN
+from streammaml.backends.instruments import NAMES, RESULTS
 from tests.observed import (
     DASHBOARD,
     DOCKER,
@@ -171,6 +173,32 @@ def test_a_label_is_one_that_the_metric_has(title: str, expression: str) -> None
             assert use.labels <= family.labels | TARGET_LABELS, f"{title}: {use.selector}"
 
 
+def test_a_model_has_the_colour_that_it_has_on_the_page() -> None:
+    css = Path(streammaml.__file__).parent / "backends/static/page.css"
+    pages = set(re.findall(r"#[0-9a-f]{6}", css.read_text(encoding="utf-8")))
+
+    assert set(MODEL_COLOURS) == set(NAMES["prequential_loss"].labels["model"])
+    assert set(MODEL_COLOURS.values()) <= pages
+    by_model = [p for p in panels() if any("{{model}}" in str(t) for t in p["targets"])]
+    assert len(by_model) == 2
+    for panel in by_model:
+        fixed = {
+            override["matcher"]["options"]: setting["value"]["fixedColor"]
+            for override in panel["fieldConfig"]["overrides"]
+            for setting in override["properties"]
+        }
+        assert fixed == MODEL_COLOURS, panel["title"]
+
+
+def test_what_is_undone_is_what_the_description_says() -> None:
+    (panel,) = (panel for panel in panels() if panel["title"] == "Undone adaptations")
+    chosen = re.search(r'result=~"(.+?)"', panel["targets"][0]["expr"])
+
+    assert chosen is not None, "naming them, so that what is neither does not count"
+    assert set(chosen[1].split("|")) < set(RESULTS)
+    assert panel["description"] == f"Share of all that was {chosen[1].replace('|', ' or ')}."
+
+
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
     everything = [*dashboard()["panels"], *panels()]
     places = {panel["id"]: panel["gridPos"] for panel in everything}
@@ -219,7 +247,6 @@ def test_grafana_finds_prometheus_and_the_dashboard_by_itself() -> None:
     assert source["isDefault"]
     assert source["jsonData"]["timeInterval"] == scrapes, "or $__rate_interval is wrong"
     assert (provider["folder"], provider["allowUiUpdates"]) == ("streammaml", False)
-    assert provider["options"]["path"] == "/etc/grafana/dashboards"
 
 
 def load(path: Path) -> dict[str, Any]:

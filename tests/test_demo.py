@@ -133,7 +133,7 @@ def test_the_page_shows_the_three_models_while_the_demo_runs_and_a_stop_ends_it(
         wait_until(playing, DEADLINE_S, "events on the page")
 
     assert "<html" in page
-    assert set(seen["models"]) == {"init", "adapted", "online"}
+    assert set(seen["models"]) == {"init", "adapted", "baseline"}
     assert 0 < seen["events"] <= showing.summary["events"] < 2_000
     with pytest.raises(urllib.error.URLError):
         fetch(address)

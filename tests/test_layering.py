@@ -19,7 +19,7 @@ PACKAGE = Path(streammaml.__file__).parent
 
 LAYERS = [
     {"events", "errors", "initialization", "sealed", "query"},
-    {"config"},
+    {"config", "custom"},
     {"learner", "meta"},
     {"backends"},
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox", "reporting"}
@@ -36,7 +36,10 @@ LAYERS = [
 STRANGERS = [("learner", "meta"), ("meta", "learner")]
 """Neighbours that meet in ``initialization`` only."""
 
-PURE = ["learner", "meta", "events", "errors", "config", "initialization", "sealed", "query"]
+PURE = [
+    *("learner", "meta", "events", "errors", "config", "custom"),
+    *("initialization", "sealed", "query"),
+]
 FORBIDDEN = {
     *("kafka", "prometheus_client", "logging", "structlog", "time", "datetime", "random"),
     *("os", "threading", "asyncio", "socket", "sqlite3", "http", "urllib", "subprocess", "signal"),

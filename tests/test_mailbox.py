@@ -101,3 +101,11 @@ def test_many_ask_and_each_has_its_own_answer() -> None:
             thread.join()
 
     assert answers == {n: n for n in range(50)}
+
+
+def test_once_closed_nobody_waits() -> None:
+    mailbox = Mailbox()
+    mailbox.close()
+
+    with pytest.raises(TimeoutError, match="let go"):  # not that it was busy for so long
+        mailbox.ask(lambda: 1, TIMEOUT_S)

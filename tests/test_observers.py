@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 from prometheus_client import generate_latest
 
+import streammaml.misplaced
 from streammaml.backends.instruments import STATES
 from streammaml.backends.memory import MemoryBroker
 from streammaml.backends.ports import Message
@@ -99,7 +100,7 @@ def test_page_and_metrics_say_the_same() -> None:
         metrics = status(scene.server, "/metrics")[1]
 
     assert (summary["events"], summary["rejected"], summary["state"]) == (EVENTS, BAD, "ready")
-    assert set(summary["models"]) == {"init", "adapted", "online"}
+    assert set(summary["models"]) == {"init", "adapted", "baseline"}
     total = scene.metric("prequential_loss_sum", model="adapted")
     assert total is not None
     assert summary["models"]["adapted"]["mean"] == pytest.approx(total / EVENTS, rel=1e-4)
@@ -180,6 +181,23 @@ def test_a_context_in_two_partitions_counts_once() -> None:
     wire.drain(scene.worker)
 
     assert scene.metric("contexts_misplaced_total") == 1
+
+
+def test_beyond_a_bound_misplaced_contexts_are_no_longer_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streammaml.misplaced, "MOST_TOLD", 2)
+    config = settings()
+    broker = MemoryBroker.of(config)
+    scene = Scene(config, broker)
+    for i in range(4):
+        name = f"shop-{i}"
+        for partition in (0, 1):
+            value = wire.event(i, name)
+            broker.append([Message("events", name.encode(), value, (), partition)])
+            wire.drain(scene.worker)
+
+    assert scene.metric("contexts_misplaced_total") == 2
 
 
 def test_the_contexts_with_the_highest_losses_are_shown_where_asked_for() -> None:

@@ -53,7 +53,9 @@ def kind_of(block: Block) -> str:
     """Which test runs it."""
     if block.language == "bash":
         programs = {line.split()[0] for line in block.lines}
-        return {"make": "target", "streammaml": "command"}.get("+".join(programs), "")
+        return {"make": "target", "streammaml": "command", "docker": "composition"}.get(
+            "+".join(programs), ""
+        )
     if block.language == "json":
         return "prediction" if "probabilities" in json.loads(block.text) else "event"
     return {"toml": "configuration", "text": "table"}.get(block.language, "")
@@ -140,6 +142,34 @@ def test_a_target_of_make_is_there_and_calls_what_it_should(block: Block) -> Non
 
         assert done.returncode == 0, done.stderr
         assert CALLS[target] in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("composition"))
+def test_compose_has_the_file_the_services_and_the_flags_that_are_named(block: Block) -> None:
+    """Run whole, it would need a container engine."""
+    for line in block.lines:
+        program, plugin, *words = shlex.split(line)
+        assert (program, plugin, words[0]) == ("docker", "compose", "-f")
+        file, command, rest = words[1], words[2], words[3:]
+
+        services = compose("-f", file, "config", "--services").split()
+        usage = compose(command, "--help")
+
+        for word in rest:
+            assert (word in usage) if word.startswith("--") else (word in services), word
+
+
+def compose(*arguments: str) -> str:
+    done = subprocess.run(
+        ["docker-compose", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        cwd=ROOT,
+        env=clean_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("block", blocks("table"))

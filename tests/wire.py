@@ -6,7 +6,7 @@ import atexit
 import json
 import shutil
 import tempfile
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,5 @@ class Connector:
         sink = MemorySink(self._broker, self._config, instance)
         source = MemorySource(self._broker, self._config, instance, on_rebalance)
         state = MemoryStateLog(self._broker, self._config)
-        tail = None
-        if self._config.learner.follow:
-            tail = MemoryTail(self._broker, self._config.topics.initializations)
-        return Clients(source, sink, state, tail)
+        tail = partial(MemoryTail, self._broker, self._config.topics.initializations)
+        return Clients(source, sink, state, tail if self._config.learner.follow else None)

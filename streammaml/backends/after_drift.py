@@ -15,7 +15,7 @@ import numpy as np
 
 from streammaml.events import Context, Decisions, DriftLevel, Floats, Ints
 
-MODELS = ("init", "adapted", "online")
+MODELS = ("init", "adapted", "baseline")
 MAX_DRIFTS = 100
 HORIZON = 60
 SMOOTH = 5

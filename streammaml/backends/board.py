@@ -6,6 +6,7 @@ there are too many intervals, neighbours are merged in pairs, so old and new one
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -88,7 +89,7 @@ class Board:
         losses = {
             "init": total(decisions.loss_init),
             "adapted": total(decisions.loss),
-            "online": total(decisions.loss_baseline),
+            "baseline": total(decisions.loss_baseline),
         }
         self.update(
             events=len(decisions.loss),
@@ -247,21 +248,20 @@ def _row(losses: Sum, curve: Sequence[float | None]) -> dict[str, float | int | 
 
 
 def _mean(loss_sum: float, count: int) -> float | None:
-    return float(f"{loss_sum / count:.5g}") if count else None
+    mean = loss_sum / count if count else math.nan
+    return float(f"{mean:.5g}") if math.isfinite(mean) else None
 
 
 def _moving_mean(intervals: Sequence[_Interval], model: str, window: int) -> list[float | None]:
     """Mean of each interval and those before it within the window, every loss counting alike."""
-    none = (0.0, 0)
-    means, running, counted = [], 0.0, 0
-    for place, interval in enumerate(intervals):
-        loss_sum, count = interval.losses.get(model, none)
-        running, counted = running + loss_sum, counted + count
-        if place >= window:
-            loss_sum, count = intervals[place - window].losses.get(model, none)
-            running, counted = running - loss_sum, counted - count
-        means.append(_mean(running, counted))
-    return means
+    if not intervals:
+        return []
+    found = np.array([interval.losses.get(model, (0.0, 0)) for interval in intervals])  # [n, 2]
+    # Summed anew for each point: what one huge loss takes from a running sum never comes back.
+    padded = np.concatenate([np.zeros((window - 1, 2)), found])
+    with np.errstate(over="ignore"):  # a sum beyond all numbers has no mean
+        windows = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0).sum(-1)
+    return [_mean(loss_sum, int(count)) for loss_sum, count in windows.tolist()]
 
 
 def _span(intervals: Sequence[_Interval], window: int) -> int:

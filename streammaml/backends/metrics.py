@@ -7,8 +7,11 @@ partitions come and go with the assignment. Names and label sets stand in ``inst
 from __future__ import annotations
 
 import platform
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -22,15 +25,23 @@ from streammaml.events import Batch, Decisions, DriftLevel, Floats, Reason, Resu
 _RESULT_SLOTS = len(Result)
 
 
-def build_info(revision: str = "") -> dict[str, str]:
+def build_info() -> dict[str, str]:
     """Versions of what runs here, read without importing it."""
     return {
         "version": _version("streammaml"),
-        "revision": revision,
+        "revision": _revision(),
         "python": platform.python_version(),
         "torch": _version("torch"),
         "river": _version("river"),
     }
+
+
+def _revision() -> str:
+    """The commit, where the image's Dockerfile wrote it down."""
+    try:
+        return Path(sys.prefix, "REVISION").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _version(package: str) -> str:
@@ -170,7 +181,13 @@ class Metrics:
 
     def rank(self, worst: Callable[[], Sequence[tuple[str, float]]]) -> None:
         """Show the contexts with the highest losses, as ``worst`` gives them at each scrape."""
-        self._all.refresh = lambda: self._rank(worst())
+        ranking = threading.Lock()
+
+        def refresh() -> None:
+            with ranking:  # two scrapes at once
+                self._rank(worst())
+
+        self._all.refresh = refresh
 
     def _rank(self, ranked: Sequence[tuple[str, float]]) -> None:
         for labels in self._ranked:

@@ -259,10 +259,10 @@ class Publisher(Protocol):
 
 
 class Clients(NamedTuple):
-    """All that one life of the worker talks to; closed in the order sink, source, state, tail."""
+    """All that one life of the worker talks to; closed in the order sink, source, state."""
 
     source: Source
     sink: Sink
     state: StateLog
-    initializations: Tail | None = None
-    """From the beginning of the topic; None: not followed."""
+    initializations: Callable[[], Tail] | None = None
+    """Opens the tail of the topic, from its beginning; None: it is not followed."""

@@ -25,8 +25,8 @@ from streammaml.events import is_wide
 from streammaml.initialization import Initialization, decode, encode
 
 CURRENT: Final = "current"
-ROLLBACK = "rollback"
-"""Who published: an operator, by the command."""
+ROLLBACK: Final = "rollback"
+"""Published by an operator."""
 DIGEST_CHARACTERS = 16
 REPORT_BYTES = 32_768
 _BY_BYTES = 100

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from streammaml.config import Config, spec_of
-from streammaml.errors import ConfigError
 from streammaml.events import (
     Batch,
     Context,
@@ -22,18 +21,18 @@ from streammaml.events import (
     Event,
     Floats,
     Packed,
-    Task,
 )
-from streammaml.initialization import Initialization, Spec, check_fits
+from streammaml.initialization import Initialization, check_fits
 from streammaml.learner import detectors
 from streammaml.learner.describe import describe
 from streammaml.learner.episodes import episodes_of
 from streammaml.learner.kernels import step as kernel
 from streammaml.learner.kernels import trial
 from streammaml.learner.kernels.bundle import Bundle, bundle
-from streammaml.learner.kernels.callbacks import Callbacks, Network
+from streammaml.learner.kernels.callbacks import Network, callbacks_of
 from streammaml.learner.listing import Column, Glances, column, describe_glances, glances
 from streammaml.learner.memory import Memory, Shelf
+from streammaml.learner.policy import policy_of
 from streammaml.learner.schema import Collated, Labels, Schema
 from streammaml.learner.snapshot import STREAM, Format, Item
 from streammaml.learner.state import (
@@ -41,7 +40,6 @@ from streammaml.learner.state import (
     ContextState,
     Ints,
     Meta,
-    Policy,
     meta_of,
     new_captures,
     new_packed,
@@ -416,42 +414,6 @@ class Learner:
     def lines(self, found: Glances) -> list[dict[str, Any]]:
         """These, as JSON values. From any thread."""
         return describe_glances(self._config, found)
-
-
-def callbacks_of(spec: Spec, network: Network | None) -> Callbacks | None:
-    """The kernel's way to a network of the user's own; None of one that is compiled."""
-    if not spec.network:
-        return None
-    if network is None:
-        raise ConfigError(
-            f"learner.network: {spec.network} is not compiled, so the learner must be given it: "
-            "`starts.load_network` makes it"
-        )
-    assert network.spec == spec
-    return Callbacks(network.passes(), spec)
-
-
-def policy_of(config: Config) -> Policy:
-    """The kernel's constants from the configuration."""
-    learner = config.learner
-    detector = detectors.parameters_of(learner.detector, config.label.task)
-    warmup = np.zeros(learner.support_size + 1, np.bool_)
-    warmup[list(learner.warmup)] = True
-    return Policy(
-        regression=config.label.task is Task.REGRESSION,
-        warmup=warmup,
-        after_drift=learner.after_drift,
-        refresh_every=learner.refresh_every,
-        held_out_test=learner.held_out_test,
-        clip=learner.clip_norm,
-        min_instances=float(detector.get("min_instances", 0)),
-        delta=float(detector.get("delta", 0)),
-        threshold=float(detector.get("threshold", 0)),
-        alpha=float(detector.get("alpha", 1 - 0.0001)),
-        baseline_rate=learner.baseline_rate,
-        ttl_s=config.state.ttl_s,
-        every=config.episodes.every if config.episodes.enabled else 0,
-    )
 
 
 def warm_up(config: Config, initialization: Initialization, network: Network | None = None) -> None:

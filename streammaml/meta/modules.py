@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from streammaml.config import make_network
+from streammaml.custom import make_network
 from streammaml.errors import ConfigError
 from streammaml.initialization import Spec
 from streammaml.meta.losses import Objective

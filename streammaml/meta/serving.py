@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from streammaml.config import make_network
+from streammaml.custom import make_network
 from streammaml.errors import ConfigError
 from streammaml.events import Float32s
 from streammaml.initialization import Initialization, Spec

@@ -203,3 +203,17 @@ def test_readers_see_whole_summaries_while_a_thread_adds() -> None:
     thread.join()
 
     assert board.summary()["events"] == 3000
+
+
+def test_one_huge_loss_spoils_no_point_beyond_its_window() -> None:
+    board = Board(max_points=100, width=1)
+    for i in range(90):
+        board.update(events=1, losses={"adapted": (1e300 if i == 40 else 0.5, 1)})
+    board.update(events=1, losses={"adapted": (1e308, 1)})
+    board.update(events=1, losses={"adapted": (1e308, 1)})
+
+    curve = board.summary()["curve"]["losses"]["adapted"]
+
+    assert curve[:40] == [0.5] * 40
+    assert curve[50:88] == [0.5] * 38
+    assert all(value is None or math.isfinite(value) for value in curve)

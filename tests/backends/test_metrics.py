@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -278,8 +280,11 @@ def test_ten_thousand_contexts_leave_the_number_of_series_unchanged() -> None:
     assert before < 300
 
 
-def test_build_info_names_what_runs() -> None:
-    metrics = Metrics(Config(), build_info("abc123"))
+def test_build_info_names_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_info()["revision"] == "", "no image"
+    (tmp_path / "REVISION").write_text("abc123\n")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    metrics = Metrics(Config())
 
     (info,) = [m for m in families(metrics) if m.name == "streammaml_build"]
 

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streammaml.config import make_network, parameters_of
+from streammaml.custom import make_network, parameters_of
 from streammaml.events import Task
 from streammaml.initialization import Initialization, Spec
 from streammaml.meta.episodes import Episodes

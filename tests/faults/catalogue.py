@@ -254,7 +254,7 @@ CATALOGUE = (
             "tests/meta/test_gate.py::test_one_that_is_not_finite_is_rejected",
             "tests/meta/test_gate.py::test_one_that_means_the_other_label_is_rejected",
             FOLLOWING + "test_a_bad_one_is_refused_told_and_never_served",
-            FOLLOWING + "test_after_a_restart_a_bad_one_is_tried_again_and_refused_again",
+            FOLLOWING + "test_after_a_restart_a_bad_one_is_refused_again",
             LIVE + "test_workers_take_what_is_published_and_nothing_that_is_bad",
         ),
     ),

@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from streammaml.errors import BackendError
 from streammaml.learner import warm_up
 from tests import wire
 from tests.faults.undisturbed import log_of, violations
-from tests.integration.rig import Rig, WorkerProcess, owned
+from tests.integration.rig import Rig, WorkerProcess, is_ready, owned
 from tests.kafka_broker import Broker
 
 PARTITIONS = 6
@@ -150,8 +151,10 @@ class Fleet:
         worker.until(lambda: owned(worker) == partitions, f"{name} has {partitions}", 90.0)
 
     def stop(self) -> None:
+        """Once all of them are ready: who stops while it restores writes no barrier."""
         for name in self._lives:
-            self.current(name).says("connected")  # it may not yet listen to signals
+            worker = self.current(name)
+            worker.until(partial(is_ready, worker), f"{name} is ready", 90.0)
         for name in self._lives:
             self.current(name).stop()
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class Shape:
             bad=rng.choice([0.0, 0.05, 0.2]),
             unlabelled=rng.choice([0.0, 0.3]),
             unreadable=rng.choice([0.0, 0.0, 0.01]),
-            swaps=rng.choice(["", "", "start", "topic"]) if exact else "",
+            swaps=rng.choice(["", "", "start" if exact else "topic", "topic"]),
             flips=rng.random() < 0.25,
             zombies=exact and rng.random() < 0.25,
             ttl_s=ttl_s,
@@ -623,7 +624,7 @@ class _Connector:
         else:
             sink = MemoryPlainSink(broker, config, config.kafka.instance)
         source = MemorySource(broker, config, config.kafka.instance, on_rebalance)
-        tail = MemoryTail(broker, config.topics.initializations)
+        tail = partial(MemoryTail, broker, config.topics.initializations)
         return Clients(source, sink, MemoryStateLog(broker, config), tail)
 
 
@@ -672,6 +673,7 @@ def seams(simulation: Simulation) -> Iterator[None]:
             stack.enter_context(replaced(streammaml.worker, name, rng.choice(values)))
         try_within_s = rng.choice([-1.0, NEVER])
         stack.enter_context(replaced(streammaml.following, "TRY_WITHIN_S", try_within_s))
+        stack.enter_context(replaced(streammaml.following, "EVENTS_ENOUGH", rng.choice([0, 50])))
         yield
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -105,6 +107,18 @@ class WorkerProcess:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(TIMEOUT_S)
+
+
+def is_ready(worker: WorkerProcess) -> bool:
+    """Whether it has partitions, and the state of all of them."""
+    found = re.findall(r'"address": "([^"]+)"', worker.log())
+    if not found:
+        return False
+    try:
+        with urllib.request.urlopen(f"{found[-1]}/readyz", timeout=5):
+            return True
+    except OSError:  # 503 is one
+        return False
 
 
 def owned(worker: WorkerProcess) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streammaml.learner.kernels import baseline
-from streammaml.learner.online import policy_of
+from streammaml.learner.policy import policy_of
 from streammaml.learner.state import meta_of, new_scratch, new_stream
 from tests.learner import reference
 from tests.learner.build import layers_of, make_config, make_initialization, make_learner

@@ -11,7 +11,7 @@ from river.drift import PageHinkley
 from streammaml.events import Floats
 from streammaml.learner.detectors import Parameters
 from streammaml.learner.kernels import detector as kernel
-from streammaml.learner.online import policy_of
+from streammaml.learner.policy import policy_of
 from tests.learner.build import make_config
 
 

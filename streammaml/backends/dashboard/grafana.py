@@ -19,7 +19,7 @@ from grafana_foundation_sdk.models import common as look
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from streammaml.backends.dashboard.panel import GREEN, Mark, Panel, Query, Row
+from streammaml.backends.dashboard.panel import GREEN, MODEL_COLOURS, Mark, Panel, Query, Row
 from streammaml.backends.dashboard.rows import MARKS, ROWS
 
 UID = "streammaml"
@@ -136,6 +136,10 @@ def _lines(panel: Panel) -> timeseries.Panel:
         .tooltip(common.VizTooltipOptions().mode(look.TooltipDisplayMode.MULTI))
         .min(0)
     )
+    if any(query.legend == "{{model}}" for query in panel.queries):
+        for name, colour in MODEL_COLOURS.items():
+            fixed = {"mode": "fixed", "fixedColor": colour}
+            made.override_by_name(name, [model.DynamicConfigValue("color", fixed)])
     if panel.kind == "bars":
         stacked = common.StackingConfig().mode(look.StackingMode.NORMAL)
         return made.draw_style(look.GraphDrawStyle.BARS).fill_opacity(80).stacking(stacked)

@@ -90,7 +90,7 @@ DRIFT = Row(
             "Undone adaptations",
             "Share of all that was rejected or diverged.",
             "percentunit",
-            [Query(share("adaptations_total", 'result!="accepted"'), "undone")],
+            [Query(share("adaptations_total", 'result=~"rejected|diverged"'), "undone")],
         ),
         Panel(
             "Numbers that diverged",

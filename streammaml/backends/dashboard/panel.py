@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["stat", "lines", "bars", "heatmap", "table"]
 
 GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
+MODEL_COLOURS: Mapping[str, str] = {
+    "init": "#8c97a4",
+    "adapted": "#2fd3a2",
+    "baseline": "#b794f6",
+}
+"""By the label ``model``: the same on every panel, and on the live page where it is dark."""
 
 
 @dataclass(frozen=True, slots=True)

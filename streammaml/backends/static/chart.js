@@ -15,12 +15,12 @@ function color(name) {
 const LINES = {
   init: { width: 1.5 },
   adapted: { width: 2.5 },
-  online: { width: 1.5, dash: [2, 3] },
+  baseline: { width: 1.5, dash: [2, 3] },
   train: { width: 1.5, dash: [6, 4] },
   validation: { width: 2.5 },
   incumbent: { width: 1.5 },
 };
-const COLORS = { train: "online", validation: "adapted", incumbent: "init" };
+const COLORS = { train: "baseline", validation: "adapted", incumbent: "init" };
 
 function series(key, dots) {
   return {

@@ -4,7 +4,7 @@ export const DASH = "–";
 export const NAMES = {
   init: "init",
   adapted: "adapted",
-  online: "online",
+  baseline: "baseline",
   train: "train",
   validation: "candidate",
   incumbent: "incumbent",

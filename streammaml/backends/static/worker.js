@@ -6,7 +6,7 @@ import { followContexts } from "./contexts.js";
 import { follow } from "./live.js";
 import { $, count, loss, nameOf, percent, rate, say, status, table, tile, version } from "./parts.js";
 
-const MODELS = ["init", "adapted", "online"];
+const MODELS = ["init", "adapted", "baseline"];
 const MOST_POINTS = 1200;
 
 const curve = new Chart($("loss"), {
@@ -78,7 +78,7 @@ function models(summary) {
       percent(row.mean / summary.models.init?.mean - 1), count(row.losses)]);
   const waits = !rows.length;
   while (waits && rows.length < MODELS.length) rows.push([" ", "", "", "", ""]); // no shift later
-  $("word-online").hidden = !waits && !("online" in summary.models);
+  $("word-baseline").hidden = !waits && !("baseline" in summary.models);
   $("models").replaceChildren(table(`${summary.loss}, each before its label is learnt`,
     ["Model", "Now", "Mean of all", "Against init", "Labels"], rows));
 }

@@ -17,6 +17,7 @@ from numba import types
 from numba.core.types import Type
 from numba.extending import intrinsic
 
+from streammaml.errors import ConfigError
 from streammaml.events import Float32s, Ints
 from streammaml.initialization import Initialization, Spec
 from streammaml.learner.kernels.compiler import SETTINGS
@@ -104,6 +105,19 @@ class Callbacks:
             self._error = error
             return 0
         return 1
+
+
+def callbacks_of(spec: Spec, network: Network | None) -> Callbacks | None:
+    """The kernel's way to a network of the user's own; None of one that is compiled."""
+    if not spec.network:
+        return None
+    if network is None:
+        raise ConfigError(
+            f"learner.network: {spec.network} is not compiled, so the learner must be given it: "
+            "`starts.load_network` makes it"
+        )
+    assert network.spec == spec
+    return Callbacks(network.passes(), spec)
 
 
 def _vector(address: int, size: int) -> Float32s:

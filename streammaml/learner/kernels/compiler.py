@@ -1,8 +1,8 @@
 """How kernels are compiled: numba, GIL free, no fastmath, and a cache that sees every source.
 
 Rule: numba's own cache key ignores callees in other files, so the folder's name carries a hash of
-all kernel sources and of numba's version. Where no folder can be written, kernels compile at
-every start instead.
+all kernel sources and of numba's version. Where the folder cannot be written, what it holds is
+used, as in an image; what it lacks compiles at every start.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core import config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -39,6 +40,24 @@ def _cache() -> Path:
 
 
 FOLDER = _cache() / _digest()
+
+
+class _Locator(UserProvidedCacheLocator):
+    def ensure_cache_path(self) -> None:
+        """Not by writing a file, as numba does."""
+
+
+class _Implementation(CompileResultCacheImpl):
+    _locator_classes = [_Locator]  # noqa: RUF012  # numba's own
+
+
+class _Sealed(FunctionCache):
+    """A cache that is read and never written."""
+
+    _impl_class = _Implementation
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """There is no room for it."""
 
 
 def jit(function: F) -> F:
@@ -68,11 +87,18 @@ def _compile(function: F, *, counted: bool) -> F:
     before = SETTINGS["CACHE_DIR"]
     SETTINGS["CACHE_DIR"] = str(FOLDER)
     try:
-        return compiled(cache=True)
-    except (RuntimeError, OSError):  # "no locator available": a read-only home
-        return compiled(cache=False)
+        return _sealed(function, compiled(cache=True))
+    except (RuntimeError, OSError):  # "no locator available": nothing can be written anywhere
+        return _sealed(function, compiled(cache=False))
     finally:
         SETTINGS["CACHE_DIR"] = before
+
+
+def _sealed(function: F, made: Any) -> F:
+    """What was made, with the folder's cache even if numba had to look for another place."""
+    if FOLDER.is_dir() and not Path(made._cache.cache_path or "").is_relative_to(FOLDER):
+        made._cache = _Sealed(function)  # type: ignore[no-untyped-call]
+    return cast(F, made)
 
 
 def is_cached() -> bool:
