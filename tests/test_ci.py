@@ -36,3 +36,21 @@ def test_nothing_that_tests_need_is_optional_in_the_gate() -> None:
     asked = set(re.findall(r"\bSTREAMMAML_REQUIRE_[A-Z]+", tests))
 
     assert set(re.findall(r"^export (STREAMMAML_REQUIRE_\w+)=1$", RUN, re.MULTILINE)) == asked
+
+
+def test_pictures_of_the_pages_are_kept_where_git_does_not_see_them() -> None:
+    (folder,) = re.findall(r"^export STREAMMAML_ARTIFACTS=\$PWD/(\w+)$", RUN, re.MULTILINE)
+
+    assert f"/{folder}/" in (CI.parent / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_picture_of_the_readme_is_made_by_the_command_that_stands_there() -> None:
+    readme = (CI.parent / "README.md").read_text(encoding="utf-8")
+    command = re.search(r'STREAMMAML_ARTIFACTS=(\S+) make test ARGS="(\S+) -k (\w+)"', readme)
+    assert command is not None
+    folder, file, words = command.groups()
+    pages = (CI.parent / file).read_text(encoding="utf-8")
+
+    (picture,) = re.findall(rf"\]\({folder}/([\w-]+)\.png\)", readme)
+    (test,) = (part for part in pages.split("\ndef test_") if words in part.partition("(")[0])
+    assert f'"{picture}"' in test

@@ -90,9 +90,9 @@ def test_a_visitor_sees_the_curve_move_a_drift_and_one_context(
         assert tab.value("document.activeElement.id") == "context-name"
 
         tab.wait_for("document.querySelector('#note').textContent.startsWith('All 20,000')", WAIT_S)
-        for scheme in ("light", "dark"):
+        for scheme, picture in (("light", "live-page-light"), ("dark", "live-page")):
             tab.scheme(scheme)
-            tab.screenshot(artifacts(tmp_path) / f"live-page-{scheme}.png")
+            tab.screenshot(artifacts(tmp_path) / f"{picture}.png")
 
         tab.press("Escape", ESCAPE)
         tab.wait_for("document.querySelector('#context').hidden", WAIT_S)
