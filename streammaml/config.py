@@ -351,7 +351,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 NO_SETTING = re.compile(
     ENVIRONMENT_PREFIX
-    + r"(CONFIG|REVISION|ARTIFACTS|LONG_TESTS|TEST_KAFKA|REQUIRE_[A-Z]+"
+    + r"(CONFIG|ARTIFACTS|LONG_TESTS|TEST_KAFKA|REQUIRE_[A-Z]+"
     + r"|(SERVICE|PORT)(?!__)(_\w+)?)"
 )
 """Variables with the prefix that are not settings; Kubernetes sets the last ones for a Service."""

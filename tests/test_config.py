@@ -134,7 +134,6 @@ def test_the_environment_sets_any_setting() -> None:
         "STREAMMAML_REQUIRE_CHROMIUM": "1",
         "STREAMMAML_ARTIFACTS": "artifacts",
         "STREAMMAML_LONG_TESTS": "1",
-        "STREAMMAML_REVISION": "abc",
         "HOME": "/root",
     }
 
