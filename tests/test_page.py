@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(
     reason="there is no Chromium here; STREAMMAML_REQUIRE_CHROMIUM=1 makes that a failure",
 )
 WAIT_S = 60.0
+START_S = 200.0
+"""The demo may have to compile its kernels first, and meta-trains."""
 POINTS = "[...document.querySelectorAll('#loss canvas')].map(c => c.toDataURL()).join()"
 EVENTS = "Number(document.querySelector('#rate-below').textContent.replace(/\\D/g, ''))"
 DRIFTS = "Number(document.querySelector('#drifts-value').textContent.replace(/\\D/g, ''))"
@@ -65,7 +67,7 @@ def test_a_visitor_sees_the_curve_move_a_drift_and_one_context(
     with showing.running() as address:
         tab.open(address)
 
-        tab.wait_for(f"{EVENTS} > 200 && document.querySelector('#loss canvas')", WAIT_S)
+        tab.wait_for(f"{EVENTS} > 200 && document.querySelector('#loss canvas')", START_S)
         events, curve = tab.value(EVENTS), tab.value(POINTS)
         tab.wait_for(f"{EVENTS} > {events} && {POINTS} !== {curve!r}", WAIT_S)
         tab.wait_for(f"{DRIFTS} > 0", WAIT_S)
