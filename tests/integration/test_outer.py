@@ -46,15 +46,16 @@ def test_once_publishes_and_the_versions_are_listed_shown_and_rolled_back(rig: O
     assert "streammaml_outer_period_seconds" not in metrics
 
     listed = rig.value("initializations", "list")
-    assert [line["version"] for line in listed["versions"]] == [2, 1]
-    assert [line["current"] for line in listed["versions"]] == [True, False]
+    assert [line["version"] for line in listed["versions"]] == [2, 1, 0]
+    assert [line["current"] for line in listed["versions"]] == [True, False, False]
+    assert [line["by"] for line in listed["versions"]] == ["outer", "outer", "start"]
     assert listed["current"]["matches"] is True
     shown = rig.value("initializations", "show", "v1")
     assert shown["report"]["nets"]["network"]["passed"] is True
     assert "current" in rig.ask("initializations", "list")
     assert '"nets"' in rig.ask("initializations", "show")
 
-    assert "there are: v1, v2" in rig.ask("initializations", "rollback", "v7", expect=1)
+    assert "there are: v0, v1, v2" in rig.ask("initializations", "rollback", "v7", expect=1)
     assert "v1 is current, was v2" in rig.ask("initializations", "rollback")
     current = rig.current()
     assert current is not None
