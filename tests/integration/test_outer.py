@@ -172,7 +172,7 @@ def test_a_history_and_another_domain_are_starts_that_pass_the_same_gate(
     assert again["report"]["rule"] == "anil"
     assert again["parent"] == 1
     assert elsewhere.startswith("skipped")
-    assert "v9 is not in the topic; there are: v1" in refused
+    assert "v9 is not in the topic; there are: v0, v1, v2" in refused
 
 
 def write_history(path: Path) -> Path:
