@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from tests.command_line import call as call
-from tests.kafka_broker import Broker, KafkaNotFoundError, ignoring_unclosed_sockets
+from tests.kafka_broker import Broker, KafkaNotFoundError
 
 
 @pytest.fixture(scope="session")
@@ -26,14 +26,7 @@ def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def unclosed_sockets_are_theirs() -> Iterator[None]:
-    """kafka-python leaves the socket of a failed connection to the garbage collector."""
-    with ignoring_unclosed_sockets():
-        yield
-
-
-@pytest.fixture
-def own_broker(tmp_path: Path, unclosed_sockets_are_theirs: None) -> Iterator[Broker]:
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
     """A started broker that the test may kill."""
     broker = make_broker(tmp_path / "kafka")
     broker.start()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import base64
-import gc
 import os
 import secrets
 import shutil
@@ -22,9 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,15 +70,6 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
-
-
-@contextmanager
-def ignoring_unclosed_sockets() -> Iterator[None]:
-    """kafka-python leaves the socket of a failed connection to the garbage collector."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()  # here, not within the test after
 
 
 def find_jars(environ: Mapping[str, str] = os.environ) -> Path:
@@ -208,8 +196,7 @@ class Broker:
 
     def await_answer(self) -> None:
         try:
-            with ignoring_unclosed_sockets():
-                wait_until(self._answers, READY_TIMEOUT_S, "the broker answers")
+            wait_until(self._answers, READY_TIMEOUT_S, "the broker answers")
         except AssertionError as error:
             self.kill()
             raise AssertionError(f"{error}\n{self.log_tail()}") from error

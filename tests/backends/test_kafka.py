@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import kafka  # type: ignore[import-untyped]  # kafka-python has no types
@@ -29,8 +32,6 @@ from streammaml.errors import BackendError, ConfigError, FencedError, Unavailabl
 from tests.backends.conformance.worlds import KafkaWorld, Reader, drive, numbered, unique_config
 from tests.kafka_broker import Broker, free_port, wait_until
 
-outage = pytest.mark.usefixtures("unclosed_sockets_are_theirs")
-
 CLIENTS: dict[str, Callable[[Config], object]] = {
     "source": lambda c: KafkaSource(c, "a", lambda change: None, connect_timeout_s=1.0),
     "sink": lambda c: KafkaSink(c, "a", connect_timeout_s=1.0),
@@ -48,6 +49,24 @@ def no_new_threads() -> Iterator[None]:
     assert threading.active_count() == before
 
 
+@pytest.fixture
+def no_new_sockets() -> Iterator[None]:
+    """Closed, not left to the garbage collector."""
+    gc.collect()
+    gc.disable()
+    before = open_sockets()
+    yield
+    after = open_sockets()
+    gc.enable()
+    assert after == before
+
+
+def open_sockets() -> int:
+    folder = Path("/proc/self/fd")
+    found = (os.readlink(file) for file in folder.iterdir() if file.is_symlink())
+    return sum(target.startswith("socket:") for target in found)
+
+
 @pytest.mark.parametrize("make", CLIENTS.values(), ids=CLIENTS)
 @pytest.mark.usefixtures("no_new_threads")
 def test_without_a_broker_making_a_client_fails_soon(make: Callable[[Config], object]) -> None:
@@ -60,7 +79,6 @@ def test_without_a_broker_making_a_client_fails_soon(make: Callable[[Config], ob
     assert time.monotonic() - started < 2.0
 
 
-@outage
 @pytest.mark.usefixtures("no_new_threads")
 def test_a_port_that_never_answers_fails_within_the_limit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -83,7 +101,6 @@ def test_an_address_without_a_port_is_a_configuration_error() -> None:
         CLIENTS["admin"](unique_config("localhost"))
 
 
-@outage
 @pytest.mark.kafka
 def test_a_refused_login_shows_no_secret(kafka_servers: str) -> None:
     config = unique_config(
@@ -290,6 +307,7 @@ def test_a_client_that_fetches_nothing_though_records_wait_is_noticed(kafka_serv
 
 
 @pytest.mark.kafka
+@pytest.mark.usefixtures("no_new_sockets")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 def test_with_the_broker_gone_every_call_ends_in_time(own_broker: Broker, delivery: str) -> None:
     world = KafkaWorld(

@@ -30,7 +30,7 @@ from tests.backends.conformance.worlds import (
     unique_config,
 )
 from tests.conftest import make_broker
-from tests.kafka_broker import ignoring_unclosed_sockets, wait_until
+from tests.kafka_broker import wait_until
 
 BATCHES, SIZE = 10, 20
 END = BATCHES * SIZE
@@ -119,30 +119,29 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaWorld]:
     """Partition after partition damaged as the cases say; the state topic like the first."""
     broker = make_broker(tmp_path_factory.mktemp("kafka"))
     broker.start()
-    with ignoring_unclosed_sockets():
-        world = KafkaWorld(unique_config(broker.bootstrap, partitions=len(CASES) + 1))
-        topics = world.config.topics
-        for i in range(len(CASES)):
-            fill(world, topics.events, i, count=BATCHES)
-        fill(world, topics.state, 0, count=BATCHES)
-        fill(world, topics.events, BEHIND_MARKER, transactional_id=secrets.token_hex(4))
-        fill(world, topics.events, BEHIND_MARKER, count=2)
-        broker.stop()
-        damage = [(topics.events, i, case) for i, case in enumerate(CASES.values())]
-        for topic, i, case in [*damage, (topics.state, 0, next(iter(CASES.values())))]:
-            file = broker.segment(topic, i)
-            found = batches(file)
-            assert [(b.first, b.last) for b in found] == [
-                (n, n + SIZE - 1) for n in range(0, END, SIZE)
-            ]
-            for b in case.batches:
-                change(file, found[b].at + case.byte, case.value)
-        file = broker.segment(topics.events, BEHIND_MARKER)
-        assert [b.first for b in batches(file)] == [0, SIZE, SIZE + 1, 2 * SIZE + 1]
-        change(file, batches(file)[2].at + PAYLOAD, None)
-        broker.start()
-        yield world
-        broker.kill()
+    world = KafkaWorld(unique_config(broker.bootstrap, partitions=len(CASES) + 1))
+    topics = world.config.topics
+    for i in range(len(CASES)):
+        fill(world, topics.events, i, count=BATCHES)
+    fill(world, topics.state, 0, count=BATCHES)
+    fill(world, topics.events, BEHIND_MARKER, transactional_id=secrets.token_hex(4))
+    fill(world, topics.events, BEHIND_MARKER, count=2)
+    broker.stop()
+    damage = [(topics.events, i, case) for i, case in enumerate(CASES.values())]
+    for topic, i, case in [*damage, (topics.state, 0, next(iter(CASES.values())))]:
+        file = broker.segment(topic, i)
+        found = batches(file)
+        assert [(b.first, b.last) for b in found] == [
+            (n, n + SIZE - 1) for n in range(0, END, SIZE)
+        ]
+        for b in case.batches:
+            change(file, found[b].at + case.byte, case.value)
+    file = broker.segment(topics.events, BEHIND_MARKER)
+    assert [b.first for b in batches(file)] == [0, SIZE, SIZE + 1, 2 * SIZE + 1]
+    change(file, batches(file)[2].at + PAYLOAD, None)
+    broker.start()
+    yield world
+    broker.kill()
 
 
 @pytest.mark.kafka

@@ -43,7 +43,7 @@ def compiled_kernels() -> None:
 
 
 @pytest.fixture
-def make_rig(tmp_path: Path, unclosed_sockets_are_theirs: None) -> Iterator[MakeRig]:
+def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
     rigs: list[Rig] = []
 
     def make(servers: str, partitions: int = 2, **kafka_settings: Any) -> Rig:
@@ -249,7 +249,7 @@ def is_in_sync(rig: Rig) -> Callable[[], bool]:
 
 
 @pytest.fixture
-def proxied(tmp_path: Path, unclosed_sockets_are_theirs: None) -> Iterator[tuple[Broker, Proxy]]:
+def proxied(tmp_path: Path) -> Iterator[tuple[Broker, Proxy]]:
     with Proxy() as proxy:
         probe = make_broker(tmp_path / "probe")  # skips where there is no Kafka
         broker = Broker(tmp_path / "kafka", aside_advertised=proxy.port)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import kafka  # type: ignore[import-untyped]  # kafka-python has no types
 
@@ -161,9 +161,11 @@ class KafkaWorld:
 
     def produce(self, messages: Sequence[Message]) -> None:
         feed = KafkaFeed(self.config)
-        feed.send(messages)
-        feed.flush()
-        feed.close()
+        try:
+            feed.send(messages)
+            feed.flush()
+        finally:
+            feed.close()
 
     def visible(self, topic: str) -> list[Record]:
         """What is there for read_committed now, partition after partition."""
@@ -229,6 +231,8 @@ class Reader:
     It starts each partition at its committed offset, or at its beginning.
     """
 
+    open: ClassVar[set[Reader]] = set()
+
     def __init__(
         self,
         world: World,
@@ -238,6 +242,7 @@ class Reader:
         sink: bool = True,
         start: bool = True,
     ) -> None:
+        self.open.add(self)
         self._start = start
         self.changes: list[Rebalance] = []
         self.records: dict[Partition, list[Record]] = {}
@@ -277,6 +282,7 @@ class Reader:
         return placed
 
     def close(self) -> None:
+        self.open.discard(self)
         self.source.close()
         if self._sink is not None:
             self._sink.close()
