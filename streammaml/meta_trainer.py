@@ -59,6 +59,8 @@ class Outcome:
     tasks: int = 0
     losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Of each net before each of its latest steps, at most 100, oldest first."""
+    norms: tuple[float, ...] = ()
+    """Of the network's gradient at each of its steps, before it was clipped."""
 
 
 class Trainer:
@@ -125,6 +127,7 @@ class Trainer:
             skipped=sum(run.skipped.values()),
             tasks=run.tasks,
             losses=run.losses,
+            norms=run.norms,
         )
         if run.steps == 0:
             return replace(outcome, why="there was no time for a step")

@@ -37,6 +37,8 @@ class Run:
     train_loss: float | None = None
     validation_loss: float | None = None
     incumbent_loss: float | None = None
+    norms: Sequence[float] = ()
+    """Of the network's gradient at each step, before it was clipped."""
     report: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -62,6 +64,7 @@ def run_of(result: RunResult, why: str, version: int, outcome: Outcome | None = 
         train_loss=_mean(outcome.losses.get(NETWORK, ())),
         validation_loss=loss_of(outcome.report, "loss_candidate"),
         incumbent_loss=loss_of(outcome.report, "loss_incumbent"),
+        norms=outcome.norms,
         report=outcome.report,
     )
 

@@ -103,7 +103,7 @@ class OuterWatch:
 
     def ran(self, run: Run, now_s: float) -> None:
         self.metrics.ran(run.result, run.seconds, now_s)
-        self.metrics.trained(run.steps, run.nonfinite, run.tasks)
+        self.metrics.trained(run.steps, run.nonfinite, run.tasks, run.norms)
         for split, loss in (("train", run.train_loss), ("validation", run.validation_loss)):
             if loss is not None:
                 self.metrics.losses(split, loss)

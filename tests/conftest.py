@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,15 @@ import pytest
 
 from tests.command_line import call as call
 from tests.kafka_broker import Broker, KafkaNotFoundError
+
+
+@pytest.fixture(autouse=True)
+def no_client_left() -> Iterator[None]:
+    """A client that its test leaves open goes on, and fails, beside all that come after."""
+    before = set(threading.enumerate())
+    yield
+    left = [t.name for t in set(threading.enumerate()) - before]
+    assert not [name for name in left if name.startswith("kafka-io")]
 
 
 @pytest.fixture(scope="session")

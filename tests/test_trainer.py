@@ -74,6 +74,8 @@ def test_a_run_gives_a_better_initialization_with_its_evidence(
     assert (outcome.steps, outcome.skipped, outcome.tasks) == (100, 0, 1600)
     assert outcome.why == ""
     assert {len(losses) for losses in outcome.losses.values()} == {100}
+    assert len(outcome.norms) == 100
+    assert min(outcome.norms) > 0
     assert [step[:2] for step in told] == [(i + 1, 100) for i in range(100)]
     assert [step[2] for step in told] == list(outcome.losses[NETWORK])
     report = json.loads(json.dumps(outcome.report, allow_nan=False))

@@ -161,6 +161,9 @@ OUTER_NAMES = {
     "outer_reservoir_episodes": Name(Gauge, "Episodes kept to train on and to judge by."),
     "outer_reservoir_contexts": Name(Gauge, "Contexts that they are of."),
     "init_version": Name(Gauge, "Version of the initialization.", {"role": ("outer",)}),
+    "gradient_norm": Name(
+        BatchHistogram, "Before clipping, each outer step.", {"loop": ("outer",)}, NORM
+    ),
     "nonfinite_total": Name(Counter, "Numbers that diverged.", {"where": ("gradient",)}),
 }
 """Of the outer loop, whose process exports nothing of a worker's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +51,15 @@ class OuterMetrics:
         if result != "failed":
             self._all.set("outer_last_success_timestamp_seconds", to=now_s)
 
-    def trained(self, steps: int, nonfinite: int, tasks: int) -> None:
-        """Count the outer steps of a run, those that were not finite, and its episodes."""
+    def trained(self, steps: int, nonfinite: int, tasks: int, norms: Sequence[float]) -> None:
+        """Count the outer steps of a run, those that were not finite, and its episodes.
+
+        ``norms`` are those of the network's gradients.
+        """
         self._all.add("outer_steps_total", n=steps)
         self._all.add("nonfinite_total", "gradient", n=nonfinite)
         self._all.set("outer_tasks", to=tasks)
+        self._all.histograms["gradient_norm"].observe_many(np.array(norms), "outer")
 
     def losses(self, split: str, loss: float) -> None:
         """Set the mean loss of ``train`` or ``validation``."""

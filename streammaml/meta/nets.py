@@ -55,6 +55,8 @@ class Descent:
     tasks: int
     losses: Mapping[str, tuple[float, ...]]
     """Of each net before each of its latest steps, at most 100, oldest first."""
+    norms: tuple[float, ...]
+    """Of the network's gradient at each of its steps, before it was clipped."""
     taken: Mapping[str, int]
     skipped: Mapping[str, int]
 
@@ -132,12 +134,15 @@ def descend(
     """
     first, done, tasks = states, 0, 0
     losses = {net: deque[float](maxlen=TAIL) for net in states}
+    norms: list[float] = []
     while done < steps and not expired() and (episodes := draw()) is not None:
         rate = scheduled(settings, done, steps)
         moved = {net: _step(state, episodes, settings, rate) for net, state in states.items()}
         for net, (state, value) in moved.items():
             if state.taken > states[net].taken:
                 losses[net].append(value)
+                if net == NETWORK:
+                    norms.append(state.descent.norm)
         states = {net: state for net, (state, _) in moved.items()}
         done += 1
         tasks += len(episodes.support.inputs)
@@ -148,6 +153,7 @@ def descend(
         steps=done,
         tasks=tasks,
         losses={net: tuple(values) for net, values in losses.items()},
+        norms=tuple(norms),
         taken={net: state.taken - first[net].taken for net, state in states.items()},
         skipped={net: state.skipped - first[net].skipped for net, state in states.items()},
     )

@@ -34,6 +34,8 @@ class Descent:
     square: Tensor  # [N], Adam's second moment
     taken: int = 0
     skipped: int = 0
+    norm: float = math.nan
+    """Of the gradient of the latest step taken, before it was clipped."""
 
 
 def begin(vector: Tensor) -> Descent:
@@ -56,7 +58,7 @@ def advance(
     length = learning_rate / (1 - BETAS[0] ** taken)
     scale = (square / (1 - BETAS[1] ** taken)).sqrt_().add_(EPSILON)
     vector = descent.vector.addcdiv(mean, scale, value=-length)
-    return replace(descent, vector=vector, mean=mean, square=square, taken=taken)
+    return replace(descent, vector=vector, mean=mean, square=square, taken=taken, norm=norm)
 
 
 def packed(descent: Descent) -> dict[str, Float32s]:
@@ -73,8 +75,11 @@ def unpacked(like: Descent, tensors: Mapping[str, Float32s], counts: Mapping[str
             raise InitializationError(f"checkpoint: {name} is not float32 {shape}")
         if not np.isfinite(found).all():
             raise InitializationError(f"checkpoint: {name} holds a value that is not finite")
+    vector, mean, square = (torch.from_numpy(tensors[name].copy()) for name in TENSORS)
     return Descent(
-        **{name: torch.from_numpy(tensors[name].copy()) for name in TENSORS},
+        vector=vector,
+        mean=mean,
+        square=square,
         taken=counts["taken"],
         skipped=counts["skipped"],
     )

@@ -76,7 +76,7 @@ def test_without_a_broker_making_a_client_fails_soon(make: Callable[[Config], ob
     with pytest.raises(UnavailableError, match=address):
         make(unique_config(address))
 
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 5.0
 
 
 @pytest.mark.usefixtures("no_new_threads")
@@ -88,7 +88,7 @@ def test_a_port_that_never_answers_fails_within_the_limit() -> None:
         with pytest.raises(UnavailableError, match=address):
             CLIENTS["admin"](unique_config(address))
 
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 8.0
 
 
 def test_an_unresolvable_name_is_in_the_message() -> None:
@@ -177,7 +177,7 @@ def test_an_open_transaction_of_another_delays_the_new_owner_only(kafka_servers:
         drive(reader, until=lambda: len(reader.values) == 5, what="the rest")
 
         assert before == []
-        assert blocked_s < 6.0
+        assert blocked_s < 9.0
         assert reader.records[Partition(topic, 0)][0].offset == 15
     producer.close()
 
@@ -328,9 +328,9 @@ def test_with_the_broker_gone_every_call_ends_in_time(own_broker: Broker, delive
     reader.close()
     closed = time.monotonic()
 
-    assert checked - started < 8.0
-    assert committed - checked < 4.0
-    assert closed - committed < 12.0
+    assert checked - started < 12.0
+    assert committed - checked < 8.0
+    assert closed - committed < 18.0
 
 
 @pytest.mark.kafka

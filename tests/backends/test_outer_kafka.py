@@ -151,7 +151,7 @@ def test_polls_that_do_not_wait_return_at_once_even_in_an_outage(own_broker: Bro
     found = read_until(tail, lambda found: len(found) >= 10)
     tail.close()
 
-    assert slowest_s < 2.0
+    assert slowest_s < 5.0
     assert len(found) == 10
 
 
@@ -188,8 +188,8 @@ def test_a_publisher_without_an_answer_gives_up_in_its_time(own_broker: Broker) 
     successor.close()
 
     assert not isinstance(caught.value, FencedError)
-    assert took_s < 8.0
-    assert closed_s < 8.0
+    assert took_s < 15.0
+    assert closed_s < 15.0
     found = [record.value for record in world.visible(world.config.topics.initializations)]
     assert found in ([b"1", b"1", b"3", b"3"], [b"1", b"1", b"2", b"2", b"3", b"3"])
 
@@ -205,4 +205,4 @@ def test_without_a_broker_making_one_fails_soon() -> None:
     with pytest.raises(UnavailableError, match=address):
         KafkaPublisher(config, connect_timeout_s=1.0)
 
-    assert time.monotonic() - started < 4.0
+    assert time.monotonic() - started < 8.0

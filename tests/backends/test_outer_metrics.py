@@ -37,7 +37,7 @@ def test_a_worker_exports_nothing_of_the_outer_loop_and_the_other_way_round() ->
     exported = {m.name for m in OuterMetrics(1.0).registry.collect() if m.name.startswith(PREFIX)}
 
     assert not [name for name in NAMES if name.startswith("outer_")]
-    assert set(NAMES) & set(OUTER_NAMES) == {"init_version", "nonfinite_total"}
+    assert set(NAMES) & set(OUTER_NAMES) == {"gradient_norm", "init_version", "nonfinite_total"}
     assert NAMES["init_version"].labels == {"role": ("worker",)}
     assert OUTER_NAMES["init_version"].labels == {"role": ("outer",)}
     assert not exported & {PREFIX + name for name in ("worker_state", "assigned_partitions")}
@@ -64,7 +64,7 @@ def test_what_a_run_did_and_read_is_told_and_written_to_a_file(tmp_path: Path) -
     metrics.episodes(accepted=7, rejected=2, duplicate=1)
     metrics.reservoir(episodes=6, contexts=3)
     metrics.serving(4)
-    metrics.trained(steps=10, nonfinite=1, tasks=240)
+    metrics.trained(steps=10, nonfinite=1, tasks=240, norms=[0.5, 4.0])
     metrics.losses("validation", 0.25)
     metrics.write(tmp_path / "outer.prom")
 
@@ -78,5 +78,7 @@ def test_what_a_run_did_and_read_is_told_and_written_to_a_file(tmp_path: Path) -
         "streammaml_outer_steps_total 10.0",
         'streammaml_nonfinite_total{where="gradient"} 1.0',
         "streammaml_outer_tasks 240.0",
+        'streammaml_gradient_norm_bucket{le="1.0",loop="outer"} 1.0',
+        'streammaml_gradient_norm_sum{loop="outer"} 4.5',
         'streammaml_outer_meta_loss{split="validation"} 0.25',
     } <= set(lines)

@@ -255,7 +255,7 @@ def test_a_tail_passes_over_what_is_bad_without_waiting(damaged: KafkaWorld) -> 
 
     good = [END - SIZE * len(case.batches) for case in CASES.values()]
     assert found == dict(enumerate([*good, 2 * SIZE]))
-    assert slowest_s < 1.0
+    assert slowest_s < 5.0
 
 
 @pytest.mark.kafka

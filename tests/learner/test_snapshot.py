@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -120,33 +119,6 @@ def test_a_light_part_is_short_and_grows_with_the_ring(
     assert len(first[key] or b"") == 16 + 89 + 96 + slot
     assert len(full[key] or b"") == 16 + 89 + 96 + ring * slot == Format(config).largest
     assert len(full[key_of(b"w/", one.contexts[0])] or b"") == 16 + 4 * 18
-
-
-def test_packing_and_unpacking_are_fast(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds: list[dict[str, Any]] = [
-        {"network": "linear", "width": 4},
-        {"width": 10, "hidden": [64, 64]},
-    ]
-    for kind in kinds:
-        learner = make_learner(make_config(**kind))
-        play(learner, make_stream(1, 20_000, contexts=500, width=kind["width"]))
-        form, contexts, names = learner._form, learner._contexts, learner._memory.names
-        rows = np.arange(len(learner))
-        began = time.perf_counter()
-        items = list(form.pack(contexts, names, rows))
-        packed = time.perf_counter()
-        form.unpack([key for key, _ in items], [value for _, value in items])
-        unpacked = time.perf_counter()
-        heavy = list(form.pack_weights(contexts, names, rows))
-        weights = time.perf_counter()
-
-        us = 1e6 / len(rows)
-        with capsys.disabled():
-            print(  # noqa: T201
-                f"\n{kind}: {len(items[0][1])} and {len(heavy[0][1])} bytes, "
-                f"pack {us * (packed - began):.1f} us, unpack {us * (unpacked - packed):.1f} us, "
-                f"weights {us * (weights - unpacked):.1f} us a context"
-            )
 
 
 # --- what a barrier writes ---------------------------------------------------------------------

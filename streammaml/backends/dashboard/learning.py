@@ -195,5 +195,15 @@ OUTER = Row(
             ],
             width=16,
         ),
+        Panel(
+            "Norm of the outer gradient",
+            "Before clipping, each step of the last runs.",
+            "short",
+            [
+                Query(quantile(0.5, "gradient_norm", 'loop="outer"'), "median"),
+                Query(quantile(0.95, "gradient_norm", 'loop="outer"'), "95th percentile"),
+            ],
+            interval=_BETWEEN_RUNS,
+        ),
     ],
 )

@@ -106,7 +106,9 @@ def test_what_is_written_later_is_not_read(world: World, log: StateLog) -> None:
     world.produce(state(world, range(3, 6)))
 
     assert offsets(read(reader)) == [0, 1, 2]
-    assert log.reader(0, 0).end == 6
+    later = log.reader(0, 0)
+    assert later.end == 6
+    later.close()
 
 
 def test_an_open_transaction_is_waited_for(world: World, log: StateLog) -> None:

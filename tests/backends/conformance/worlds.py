@@ -169,6 +169,7 @@ class KafkaWorld:
 
     def visible(self, topic: str) -> list[Record]:
         """What is there for read_committed now, partition after partition."""
+        self._await_markers()
         options = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
         consumer = kafka.KafkaConsumer(**self._settings, **options)
         try:
@@ -186,12 +187,26 @@ class KafkaWorld:
             consumer.close()
 
     def committed(self, partition: Partition) -> int | None:
+        self._await_markers()
         admin = kafka.KafkaAdminClient(**self._settings)
         try:
             group = self.config.kafka.group
             tp = kafka.TopicPartition(partition.topic, partition.index)
             found = admin.list_group_offsets({group: [tp]})[group].get(tp)
             return None if found is None or found.offset < 0 else found.offset
+        finally:
+            admin.close()
+
+    def _await_markers(self) -> None:
+        """A broker answers a commit before its markers are in the partitions; only they show it."""
+        admin = kafka.KafkaAdminClient(**self._settings)
+
+        def are_written() -> bool:
+            states = ["PrepareCommit", "PrepareAbort"]
+            return not any(admin.list_transactions(state_filters=states).values())
+
+        try:
+            wait_until(are_written, TIMEOUT_S, "ended transactions are marked")
         finally:
             admin.close()
 
