@@ -42,11 +42,13 @@ from streammaml.learner import Learner
 from streammaml.learner.kernels.callbacks import Network
 from streammaml.mailbox import Mailbox
 from streammaml.misplaced import MisplacedWatch
-from streammaml.partition import EpisodeBudget, Played, RejectionLimit
+from streammaml.partition import EpisodeBudget
 from streammaml.patience import Patience
 from streammaml.recovery import check_partitions
+from streammaml.rejections import log_rejected, new_limit, too_many
 from streammaml.reporting import Kept, Observer, Reporter, TransactionResult
 from streammaml.tenure import Tenure
+from streammaml.unreadable import Unreadable
 
 POLL_S = 0.1
 RESTORE_S = 0.1
@@ -55,7 +57,6 @@ BUSY_S = 2.0
 """So long at most the records of one poll keep the worker from the next."""
 FIRST_SLICE = 64
 """Records, while it is not known how long one takes."""
-UNREADABLE_TRIES = 3
 DISK_CHECK_S = 5.0
 CHECK_EVERY_S = 5.0
 LAG_EVERY_S = 1.0
@@ -107,9 +108,9 @@ class Worker:
         self._lost = False
         self._rejoined = False  # since connected
         self._partitions = 0  # of the topic
-        self._unreadable: dict[Partition, tuple[int, int]] = {}  # offset, tries
+        self._unreadable = Unreadable(config.topics.state)
         self._clients: Clients | None = None
-        self._limit = self._new_limit()
+        self._limit = new_limit(config)
         self._patience = Patience(config.kafka.unavailable_limit_s)
         self._stop = threading.Event()
         self._mailbox = Mailbox()
@@ -328,15 +329,13 @@ class Worker:
         assert self._clients is not None
         source, sink, *_ = self._clients
         tenure = self._tenures[partition]
-        where, tries = self._unreadable.get(partition, (-1, 0))
-        if where == offset and tries >= UNREADABLE_TRIES:
+        if self._unreadable.is_given_up(partition, offset):
             next_offset = source.next_readable(partition, offset)
-            log.error("passed_over", partition=partition.index, offset=offset, until=next_offset)
             if letters := tenure.pass_over(offset, next_offset):
                 sink.send(letters)
             self._offsets[partition] = tenure.commit_offset
             offset = next_offset
-            del self._unreadable[partition]
+            self._unreadable.passed_over(partition, until=offset)
         if self._tenures[partition].has_grown and not self._rejoined:
             self._rejoined = True
             source.rejoin()
@@ -386,10 +385,10 @@ class Worker:
             if not played.live:
                 continue
             if played.rejected:
-                self._log_rejected(played)
+                log_rejected(played)
             if played.limit_exceeded:
                 self.commit(whole=[partition])
-                raise TooManyRejectedError(self._too_many(played))
+                raise TooManyRejectedError(too_many(played, self._config))
         return count
 
     def _look_elsewhere(self, partition: Partition, tenure: Tenure) -> None:
@@ -423,30 +422,10 @@ class Worker:
         self._drop()
 
     def _note_unreadable(self, error: UnreadableError) -> None:
-        """Commit what stands before it, so that the next life begins there; count the tries.
-
-        StoreError if it is in ``state``, where nothing may be passed over.
-        """
-        partition = Partition(error.topic, error.partition)
-        where, tries = self._unreadable.get(partition, (-1, 0))
-        tries = tries + 1 if where == error.offset else 1
-        self._unreadable[partition] = (error.offset, tries)
-        log.warning(
-            "unreadable",
-            topic=partition.topic,
-            partition=partition.index,
-            offset=error.offset,
-            tries=tries,
-            why=str(error),
-        )
-        if partition.topic == self._config.topics.state:
-            if tries < UNREADABLE_TRIES:
-                return
-            raise StoreError(
-                f"offset {error.offset} of partition {partition.index} of {partition.topic!r} "
-                f"cannot be read: {error}. A worker that still has its folder may not need it; "
-                "else start anew with another topics.state"
-            )
+        """Commit what stands before it, so that the next life begins there."""
+        partition = self._unreadable.note(error)
+        if partition is None:
+            return
         try:
             self._play_pending(time.monotonic() + BUSY_S)
             tenure = self._tenures.get(partition)
@@ -462,29 +441,6 @@ class Worker:
         if isinstance(error, StoreError | DamagedError):
             return StoreError(f"gave up after {limit_s:g} s: {error}")
         return UnavailableError(f"gave up after {limit_s:g} s without a working broker: {error}")
-
-    def _log_rejected(self, played: Played) -> None:
-        """One line for each batch that had some, with the first as its example."""
-        first = played.rejected[0]
-        log.warning(
-            "records_rejected",
-            topic=played.partition.topic,
-            partition=played.partition.index,
-            count=len(played.rejected),
-            before_offset=played.next_offset,
-            reason=first.reason.value,
-            example=first.message,
-        )
-
-    def _too_many(self, played: Played) -> str:
-        worker, last = self._config.worker, played.rejected[-1]
-        return (
-            f"more than {worker.rejected_share:.0%} of the last {worker.rejected_window} records "
-            f"of {played.partition.topic!r} are not events of this schema; the last one: "
-            f"{last.message}. They are in {self._config.topics.dead_letters!r}; the group stands "
-            f"at offset {played.next_offset} of partition {played.partition.index}. Check the "
-            "producer, and `features` and `label` in the configuration"
-        )
 
     def _due(self, now: float) -> bool:
         worker = self._config.worker
@@ -578,16 +534,10 @@ class Worker:
         self._paused = self._disk.is_full = False
         self._rejoined = False
         self._lost = False  # closing a broken source tells its partitions as lost
-        self._limit = self._new_limit()
+        self._limit = new_limit(self._config)
 
     def _wait(self, stop: threading.Event, seconds: float) -> None:
         """Wait out a back-off; the loop counts as alive meanwhile."""
         self.loop_at = time.monotonic() + seconds
         self._beat()
         stop.wait(seconds)
-
-    def _new_limit(self) -> RejectionLimit:
-        worker = self._config.worker
-        return RejectionLimit(
-            worker.rejected_window, worker.rejected_minimum, worker.rejected_share
-        )

@@ -23,7 +23,7 @@ LAYERS = [
     {"learner", "meta"},
     {"backends"},
     {"worker", "tenure", "recovery", "partition", "watchdog", "mailbox", "reporting"}
-    | {"patience", "disk", "c_clock", "misplaced"}
+    | {"patience", "disk", "c_clock", "misplaced", "rejections", "unreadable"}
     | {"meta_trainer", "following", "catalogue", "starts", "evaluation", "feed", "compat"}
     | {"catalogue", "checkpoint", "succession", "recorded"},
     # What the commands do, each imported when it is called.
