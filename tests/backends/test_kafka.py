@@ -117,6 +117,14 @@ def test_a_refused_login_shows_no_secret(kafka_servers: str) -> None:
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_transaction_that_ends_before_its_commit_is_a_configuration_error() -> None:
+    config = unique_config(transaction_timeout_ms=5000)
+    config = Config.build(config.model_dump(), {"worker": {"commit_interval_ms": 5000}})
+
+    with pytest.raises(ConfigError, match="commit_interval_ms, 5000, must be below"):
+        CLIENTS["sink"](config)
+
+
 @pytest.mark.parametrize("file", ["ssl_cafile", "ssl_certfile"])
 def test_a_missing_certificate_is_a_configuration_error(file: str) -> None:
     files: dict[str, Any] = {file: "/nowhere/ca.pem"}

@@ -19,17 +19,29 @@ from streammaml.backends.kafka.producers import Outbox, TransactionalProducer
 from streammaml.backends.kafka.topics import TopicAdmin
 from streammaml.backends.ports import Member, Message, Offsets, Partition
 from streammaml.config import Config
-from streammaml.errors import BackendError
+from streammaml.errors import BackendError, ConfigError
 
 
 class KafkaSink:
     """A transactional producer: ``group``-``instance`` is its id, so that a restart fences the
     dead one at once. A commit takes at most ``transaction_timeout_ms``.
+
+    Raises ConfigError where the time between two commits leaves a transaction none to live.
     """
 
     def __init__(
         self, config: Config, instance: str, *, connect_timeout_s: float = WORKER_CONNECT_TIMEOUT_S
     ) -> None:
+        interval_ms, timeout_ms = (
+            config.worker.commit_interval_ms,
+            config.kafka.transaction_timeout_ms,
+        )
+        if interval_ms >= timeout_ms:
+            raise ConfigError(
+                f"worker.commit_interval_ms, {interval_ms}, must be below "
+                f"kafka.transaction_timeout_ms, {timeout_ms}: the broker would end every "
+                "transaction before it is committed"
+            )
         self._producer = TransactionalProducer(
             config,
             f"{config.kafka.group}-{instance}",
