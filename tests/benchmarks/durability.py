@@ -136,7 +136,7 @@ def both_barriers(rig: Rig, name: str, messages: Sequence[Message], folder: Path
     rows: Rows = {}
     pace = {
         "commit_events": int(RATE * COMMIT_S),
-        "commit_interval_ms": 600_000,
+        "commit_interval_ms": 10_000,
         "max_poll_records": 250,
     }
     each = RATE * INTERVAL_S // PARTITIONS
