@@ -139,7 +139,7 @@ class LearnerConfig(_Part):
     held_out_test: bool = False
     baseline_rate: float = Field(default=0.0, ge=0)
     max_contexts: int = Field(default=100_000, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     initialization: str = ""
     follow: bool = True
     """Take over what the outer loop publishes."""
@@ -283,7 +283,7 @@ class OuterConfig(_Part):
     """By how much of its loss a candidate may be worse than the incumbent, at most."""
     keep_versions: int = Field(default=100, ge=2)
     threads: int = Field(default=1, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     port: int = Field(default=9109, ge=0, le=65535)
 
 

@@ -31,7 +31,6 @@ from streammaml.meta.reservoir import Reservoir
 from streammaml.meta.trainer_state import BAD, TrainerState, decode_state, encode_state
 from streammaml.starts import version_zero
 
-META_BATCH = 32
 VALIDATION_EPISODES = 512
 
 
@@ -297,7 +296,7 @@ def train(
         begin = nets.carried_over(begin, start_from)
     whole = episodes.history(past.contexts, past.x, past.y, config.label.task, len(classes))
     training, held_out = episodes.hold_out(whole)
-    rng = np.random.default_rng(learner.seed)
+    rng = np.random.default_rng([learner.seed, config.outer.seed])
     judged = episodes.sample_to_judge(held_out, rng, VALIDATION_EPISODES)
     if len(training) == 0 or judged is None:
         raise InputError(
@@ -308,7 +307,7 @@ def train(
     settings = replace(_settings(config, rule), cosine=True)
     run = nets.descend(
         nets.begin(begin, settings, config.outer.feature_nets, learner.seed),
-        lambda: episodes.sample(training, rng, META_BATCH),
+        lambda: episodes.sample(training, rng, config.outer.meta_batch),
         steps,
         settings,
         on_progress=on_progress,

@@ -139,6 +139,7 @@ class Succession:
         """They are in the topic, and it is the incumbent now."""
         now_ms = time.time_ns() // 1_000_000
         self._note([_Sent(m.key, m.value, m.headers, now_ms) for m in messages])
+        self._start = None  # it is there, and goes with its time as all do
         self.digest = digest_of(fresh)
         self._own.add(self.digest)
 

@@ -178,6 +178,14 @@ def test_the_way_back_is_to_the_parent_or_to_what_is_there() -> None:
     assert initialization_of(catalogue, None).version == 2
 
 
+def test_a_current_one_without_a_parent_has_no_way_back() -> None:
+    catalogue = Catalogue()
+    catalogue.read(records(initialization_messages(version(0, -1), REPORT)))
+
+    with pytest.raises(NoVersionError, match="v0 has no parent: name a version"):
+        target_of(catalogue, None)
+
+
 @pytest.mark.parametrize("report", [{}, {"nets": 1}, {"nets": {"network": []}}])
 def test_a_report_that_anyone_wrote_has_no_loss_where_it_has_none(
     report: dict[str, object],

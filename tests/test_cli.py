@@ -208,6 +208,8 @@ def test_a_misspelt_variable_ends_with_78_and_the_nearest_name(
         (["outer", "--from", "x.csv", "--every", "1h", "--out", "x"], "without --every"),
         (["outer", "--from-initialization", "twelve"], "v12@topic, current@topic and v12 are"),
         (["initializations", "rollback", "twelve"], "'twelve' is no version: v12 is one"),
+        (["outer", "--json"], "--json goes with --once"),
+        ([*OUTER, "--from", "x.csv", "--out", "x", "--seconds", "9"], "--seconds does nothing wi"),
         ([*OUTER, "--from", "x.csv", "--rule", "sgd"], "'sgd' is not one of .*'maml'.*'reptile'"),
         ([*OUTER, "--from", "x.csv", "--out", "none/x"], "there is no folder none"),
         ([*OUTER, "--from", "x.csv", "--out", "."], "is a folder"),

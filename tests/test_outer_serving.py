@@ -45,6 +45,7 @@ def test_the_page_knows_runs_reports_and_the_run_that_goes_on(tmp_path: Path) ->
     (line,) = after["runs"]
     assert line["validation_loss"] == run.validation_loss
     assert line["incumbent_loss"] == run.incumbent_loss
+    assert "norms" not in line
     assert run.result == "published"
     assert after["published"][0]["report"]["nets"]["network"]["passed"]
 

@@ -276,12 +276,13 @@ def check_log(text: str) -> None:
 @pytest.fixture
 def reader(kafka_servers: str, tmp_path: Path) -> Reader:
     write_events(tmp_path / "events.csv")
+    write_events(tmp_path / "history.csv", seed=1)
     return Reader(kafka_servers, tmp_path)
 
 
-def write_events(path: Path) -> None:
+def write_events(path: Path, seed: int = 0) -> None:
     """What the README's stream looks like: a store's customers like it warm, or the opposite."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     begin = datetime(2026, 11, 22, tzinfo=UTC)
     rows = ["store,time,f_temp,f_promo,f_weekday,label"]
     for i in range(EVENTS):

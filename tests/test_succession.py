@@ -84,6 +84,17 @@ def test_records_under_higher_numbers_do_not_crowd_out_what_is_published(tmp_pat
     assert gone == []
 
 
+def test_the_start_is_brought_along_once_and_goes_with_its_time(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, keep_versions=2)
+    rig.produce()
+
+    rig.run(lambda run: [run.result for run in rig.seen.runs].count("published") > 3)
+
+    topic = rig.broker.read(rig.config.topics.initializations)
+    of_start = [record.value is None for record in topic if record.key == b"v0"]
+    assert of_start == [False, True]
+
+
 @pytest.mark.parametrize("by_operator", [False, True])
 def test_another_model_that_comes_while_the_loop_runs_is_passed_over(
     rig: Rig, by_operator: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -66,7 +67,10 @@ def outer(
         typer.Option(metavar="TIME", parser=_duration, help="From run to run [default: 5m]"),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Train on a history first: CSV, Parquet, JSONL")
+        Path | None,
+        typer.Option(
+            "--from", help="Train on a history first, from before the topic's: CSV, Parquet, JSONL"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -106,6 +110,12 @@ def outer(
     """Meta-train on the episodes that workers send, and publish what is better."""
     ends = once or (source is not None and every is None)
     _check_use(ends, every, source, out)
+    with_report = {"--json": as_json, "--metrics-file": metrics_file is not None}
+    if not ends:
+        _refuse(with_report, "goes with --once")
+    if out is not None:
+        of_runs = {"--seconds": seconds is not None, "--port": port is not None}
+        _refuse(with_report | of_runs, "does nothing with --out")
     effective = load(
         config,
         sets,
@@ -132,15 +142,18 @@ def outer(
     if out is not None:
         assert source is not None
         by = Rule(effective.outer.rule)
-        trained, rejected = train_from_file(
-            effective, source, columns, out, steps or FILE_STEPS, by, begin
-        )
+        chosen_steps = "steps" in effective.outer.model_fields_set
+        at_most = effective.outer.steps if chosen_steps else FILE_STEPS
+        trained, rejected = train_from_file(effective, source, columns, out, at_most, by, begin)
         typer.echo(
             f"wrote {out}: mean loss after adaptation on {trained.validation_episodes} held-out "
             f"episodes {trained.loss_before:.3f} before, {trained.loss_after:.3f} now "
             f"({trained.loss_unadapted:.3f} unadapted); {trained.steps} steps, "
             f"{trained.skipped} skipped, {rejected} rows left out"
         )
+        for net, verdict in trained.report["nets"].items():
+            if not verdict["passed"]:
+                typer.echo(f"the gate would not let {net} pass: {verdict['why']}", err=True)
         return
     from streammaml.outer_serving import run_outer, serve_outer
 
@@ -177,6 +190,12 @@ def _check_use(
         raise typer.BadParameter("--out goes with --from FILE: otherwise the topic is written")
     if not ends:
         raise typer.BadParameter("--out writes a file once: without --every")
+
+
+def _refuse(given: Mapping[str, bool], why: str) -> None:
+    for flag, is_given in given.items():
+        if is_given:
+            raise typer.BadParameter(f"{flag} {why}")
 
 
 def _foreign(config: Config, source: Source) -> Initialization:

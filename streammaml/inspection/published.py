@@ -51,10 +51,11 @@ def roll_back(config: Config, version: int | None) -> Rolled:
     An outer loop that runs goes on from it. NoVersionError where it is not there.
     """
     target = target_of(read_topic(config), version)
-    catalogue = read_topic(config, keep=target)
-    publisher = KafkaPublisher(config)
+    require_usable(config, read_topic(config, keep=target), target)
+    publisher = KafkaPublisher(config)  # fences the loop that runs: from here nothing else is new
     try:
-        return publish_again(config, catalogue, target, publisher)
+        target = target_of(read_topic(config), version)
+        return publish_again(config, read_topic(config, keep=target), target, publisher)
     finally:
         publisher.close()
 
@@ -65,6 +66,8 @@ def target_of(catalogue: Catalogue, version: int | None) -> int:
         if catalogue.current is None:
             raise NoVersionError("no version is current, so it has no parent: name one")
         version = catalogue.current.parent
+        if version < 0:
+            raise NoVersionError(f"v{catalogue.current.version} has no parent: name a version")
     entry = find(catalogue, version)
     if entry.error:
         raise NoVersionError(f"v{version} cannot be used: {entry.error}")
@@ -92,15 +95,24 @@ def initialization_of(catalogue: Catalogue, version: int | None) -> Initializati
     return catalogue.kept.initialization
 
 
-def publish_again(
-    config: Config, catalogue: Catalogue, target: int, publisher: Publisher
-) -> Rolled:
-    """Let the kept version be current; it must fit the configuration where that has features."""
+def require_usable(config: Config, catalogue: Catalogue, target: int) -> Published:
+    """The kept version; NoVersionError where it is gone.
+
+    MisfitError where the configuration has features that it does not fit.
+    """
     kept = catalogue.kept
     if kept is None:
         raise NoVersionError(f"v{target} is no longer in the topic")
     if config.features:
         check_fits(kept.initialization, spec_of(config))
+    return kept
+
+
+def publish_again(
+    config: Config, catalogue: Catalogue, target: int, publisher: Publisher
+) -> Rolled:
+    """Let the kept version be current."""
+    kept = require_usable(config, catalogue, target)
     publisher.publish([rollback_message(kept, topic=config.topics.initializations)])
     before = None if catalogue.current is None else catalogue.current.version
     return Rolled(before, target)

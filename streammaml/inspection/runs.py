@@ -15,8 +15,9 @@ from streammaml.outer_run import Run
 
 
 def run_values(run: Run) -> dict[str, Any]:
-    """In JSON values."""
-    return asdict(run) | {"seconds": round(run.seconds, 3), "report": dict(run.report)}
+    """In JSON values; of the gradients' norms, which are many, metrics tell."""
+    values = asdict(run) | {"seconds": round(run.seconds, 3), "report": dict(run.report)}
+    return {name: value for name, value in values.items() if name != "norms"}
 
 
 def run_page(run: Run) -> RenderableType:

@@ -97,6 +97,10 @@ def test_a_rollback_is_taken_over_by_the_loop_that_runs(rig: OuterRig) -> None:
     loop = rig.loop("1s")
     loop.says('"result": "published"', times=2)
 
+    other = {"learner.hidden": "[9]"}
+    refusal = rig.ask("initializations", "rollback", "1", expect=78, sets=other)
+    published = loop.log().count('"result": "published"')
+    loop.says('"result": "published"', times=published + 2)  # nothing has fenced it
     rig.ask("initializations", "rollback", "1")
 
     def goes_on_from_it() -> bool:
@@ -105,6 +109,7 @@ def test_a_rollback_is_taken_over_by_the_loop_that_runs(rig: OuterRig) -> None:
 
     loop.until(goes_on_from_it, "a version whose parent is what was rolled back to")
     loop.stop()
+    assert "sizes" in refusal
 
 
 def test_of_two_loops_one_ends_and_names_the_cure(rig: OuterRig) -> None:
