@@ -43,6 +43,10 @@ POLL_S = 0.5
 SETTLE_S = 0.5
 """A topic that gives nothing for so long has been read to its end."""
 
+TRAINING_SHARE = 0.1
+"""Of a period, at most: what contexts adapt from is to know the stream as it is, and a stream that
+drifts leaves behind what was trained for long."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -123,7 +127,7 @@ class OuterJob:
                 try:
                     self._open()
                     if self.is_ready and self._clock() >= due:
-                        self._train(period_s)
+                        self._train(TRAINING_SHARE * period_s)
                         due = max(due + period_s, self._clock())
                     self._listen(max(0.0, min(POLL_S, due - self._clock())))
                 except BackendError as error:

@@ -290,6 +290,17 @@ def test_a_run_trains_no_longer_than_it_may(tmp_path: Path) -> None:
     assert run.steps < 60
 
 
+def test_of_a_period_a_tenth_is_for_training(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, steps=1_000_000, seconds=600.0)
+    rig.produce()
+    stop, ticks = threading.Event(), iter(range(10**9))
+    rig.seen.on_run = lambda run: stop.set()
+
+    rig.job(clock=lambda: 0.1 * next(ticks)).run(stop, 50.0)
+
+    assert 20 < rig.seen.runs[0].steps < 60
+
+
 def test_a_broker_that_stays_away_ends_it_with_69(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     ticks = iter(range(10**9))
