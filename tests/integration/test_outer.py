@@ -109,7 +109,7 @@ def test_a_rollback_is_taken_over_by_the_loop_that_runs(rig: OuterRig) -> None:
 
     loop.until(goes_on_from_it, "a version whose parent is what was rolled back to")
     loop.stop()
-    assert "sizes" in refusal
+    assert "does not fit the configuration" in refusal
 
 
 def test_of_two_loops_one_ends_and_names_the_cure(rig: OuterRig) -> None:
