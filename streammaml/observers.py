@@ -104,7 +104,7 @@ class Watch:
 
     def lag(self, lag: dict[Partition, int]) -> None:
         self.metrics.lag(lag)
-        self._board.lag(sum(lag.values()))
+        self._board.lag(sum(lag.values()) if lag else None)
 
     def barrier(self, result: TransactionResult, seconds: float, size: int) -> None:
         self.metrics.barrier(result, seconds, size)
@@ -121,6 +121,10 @@ class Watch:
 
     def initialization(self, result: LoadResult, version: int) -> None:
         self.metrics.init_loaded(result)
+        self.serves(version)
+
+    def serves(self, version: int) -> None:
+        """Say which version is served, where none was received."""
         self.metrics.init_version(version)
         self._board.initialization(version)
 

@@ -56,7 +56,7 @@ def serve(config: Config, stop: threading.Event) -> bool:
         if network is not None:
             _tell_speed(config, initialization, network)
         gc.freeze()  # what was imported stays: no collection need look at it again
-        watch.initialization("loaded", initialization.version)
+        watch.serves(initialization.version)
         watch.note("")
         with Watchdog(config.worker.watchdog_s) as watchdog:
             connect = kafka_clients(config)

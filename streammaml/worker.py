@@ -499,6 +499,8 @@ class Worker:
         self._tell.rebalanced(change, left)
         if self._tenures:
             self._tell.state("restoring" if self.is_restoring else "ready")
+        elif self._clients is not None:  # not on its way out
+            self._tell.state("starting")
 
     def _new_tenure(self, partition: Partition) -> Tenure:
         assert self._clients is not None

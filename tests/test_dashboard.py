@@ -190,6 +190,16 @@ def test_a_model_has_the_colour_that_it_has_on_the_page() -> None:
         assert fixed == MODEL_COLOURS, panel["title"]
 
 
+def test_whether_adapting_helps_is_asked_of_predictions_before_their_labels() -> None:
+    (gain,) = (panel for panel in panels() if panel["title"] == "Gain by adapting")
+    (target,) = gain["targets"]
+
+    assert {use.metric for use in uses(target["expr"])} == {
+        "streammaml_prequential_loss_sum",
+        "streammaml_prequential_loss_count",
+    }
+
+
 def test_what_is_undone_is_what_the_description_says() -> None:
     (panel,) = (panel for panel in panels() if panel["title"] == "Undone adaptations")
     chosen = re.search(r'result=~"(.+?)"', panel["targets"][0]["expr"])

@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 import streammaml.misplaced
 from streammaml.backends.instruments import STATES
 from streammaml.backends.memory import MemoryBroker
-from streammaml.backends.ports import Message
+from streammaml.backends.ports import Message, Rebalance
 from streammaml.backends.web import WebServer
 from streammaml.config import Config
 from streammaml.observers import Watch, watched
@@ -135,6 +135,44 @@ def test_a_worker_is_not_ready_while_it_restores() -> None:
 
     assert restoring == (503, "restoring")
     assert restored == (200, "ready")
+
+
+def test_a_worker_that_has_lost_its_last_partition_is_ready_no_longer() -> None:
+    scene = Scene()
+    scene.play()
+    first, second = scene.worker.tenures
+
+    states = []
+    for partition in (first, second):
+        scene.worker._on_rebalance(Rebalance(revoked=frozenset({partition})))
+        states.append(scene.metric_of_state())
+
+    assert states == ["ready", "starting"]
+    assert scene.metric("contexts", tier="memory") == 0
+
+
+def test_a_worker_that_gives_its_partitions_back_at_its_end_is_draining() -> None:
+    scene = Scene()
+    scene.play()
+    stop = threading.Event()
+    stop.set()
+
+    scene.worker.run(stop)
+
+    assert scene.metric("assigned_partitions") == 0
+    assert scene.metric_of_state() == "draining"
+
+
+def test_the_lag_is_known_once_a_partition_flows() -> None:
+    scene = Scene()
+    with scene.server:
+        scene.watch.lag({})
+        before = json.loads(status(scene.server, "/api/summary")[1])["lag"]
+        scene.play()
+        scene.report()
+        after = json.loads(status(scene.server, "/api/summary")[1])["lag"]
+
+    assert (before, after) == (None, 0)
 
 
 def test_the_metrics_tell_of_barriers_and_of_what_is_on_disk() -> None:

@@ -127,8 +127,11 @@ class Board:
                     self._halve()
 
     def state(self, name: str) -> None:
+        """Say which state holds now. Of a worker that starts (again) nothing is known."""
         with self._lock:
             self._state = name
+            if name == "starting":
+                self._gauges |= {"lag": None, "contexts": None}
 
     def note(self, text: str) -> None:
         """Set what the page says beside the state; empty for nothing."""
@@ -142,8 +145,8 @@ class Board:
             if before not in (None, version):
                 self._swaps.append({"events": self._total.end, "version": version})
 
-    def lag(self, records: int) -> None:
-        """Set how many records wait, over all assigned partitions."""
+    def lag(self, records: int | None) -> None:
+        """Set how many records wait, over all assigned partitions; None: nobody knows."""
         with self._lock:
             self._gauges["lag"] = records
 

@@ -2,7 +2,8 @@
 
 Rules: base units, ``_total`` on counters; a label set is closed (every value is exported as zero
 from the start, or an alert on ``increase()`` misses the first event) or empty, and then follows
-the configuration or the assignment. No label names a context.
+the configuration or the assignment. Only where zero would be a claim there is no series before
+there is a number. No label names a context.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Name:
     help: str
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     bounds: Sequence[float] = ()
+    zeroed: bool = True
+    """Whether it is exported before it is set."""
 
 
 NAMES = {
@@ -67,7 +70,9 @@ NAMES = {
     "offset_commits_total": Name(Counter, "Commits of offsets.", {"result": ("ok", "failed")}),
     "last_commit_timestamp_seconds": Name(Gauge, "Time of the latest commit."),
     "transactions_total": Name(
-        Counter, "Transactions by their end.", {"result": ("committed", "aborted", "fenced")}
+        Counter,
+        "Transactions by their end; none where worker.delivery is at_least_once.",
+        {"result": ("committed", "aborted", "fenced")},
     ),
     "events_replayed_total": Name(Counter, "Events learnt again after a recovery."),
     "barriers_total": Name(
@@ -114,7 +119,8 @@ NAMES = {
     "adaptation_duration_seconds": Name(BatchHistogram, "Time of an adaptation.", {}, ADAPTATION_S),
     "adaptation_query_loss": Name(
         BatchHistogram,
-        "Loss on the newest examples around an adaptation.",
+        "Loss on the newest examples around an adaptation;"
+        " they are among those that were fitted, unless learner.held_out_test is on.",
         {"stage": ("before", "after")},
         LOSS,
     ),
@@ -130,7 +136,12 @@ NAMES = {
         "Windows of labelled events for the outer loop; dropped: more than episodes.per_second.",
         {"result": ("emitted", "dropped", "oversize")},
     ),
-    "init_version": Name(Gauge, "Version of the initialization.", {"role": ("worker",)}),
+    "init_version": Name(
+        Gauge,
+        "Version of the initialization served, where learner.follow is on.",
+        {"role": ("worker",)},
+        zeroed=False,
+    ),
     "init_loads_total": Name(
         Counter,
         "Initializations received.",
@@ -160,7 +171,9 @@ OUTER_NAMES = {
     ),
     "outer_reservoir_episodes": Name(Gauge, "Episodes kept to train on and to judge by."),
     "outer_reservoir_contexts": Name(Gauge, "Contexts that they are of."),
-    "init_version": Name(Gauge, "Version of the initialization.", {"role": ("outer",)}),
+    "init_version": Name(
+        Gauge, "Version of the current initialization.", {"role": ("outer",)}, zeroed=False
+    ),
     "gradient_norm": Name(
         BatchHistogram, "Before clipping, each outer step.", {"loop": ("outer",)}, NORM
     ),
@@ -170,7 +183,7 @@ OUTER_NAMES = {
 
 
 class Instruments(Collector):
-    """All of ``names``, made and zeroed; yields them without the client's ``_created`` series."""
+    """All of ``names``, zeroed but where told; yields them without the client's ``_created``."""
 
     def __init__(
         self,
@@ -192,6 +205,8 @@ class Instruments(Collector):
                 )
                 continue
             self._plain[name] = spec.kind(PREFIX + name, spec.help, [*spec.labels], registry=None)
+            if not spec.zeroed:
+                continue
             for child in product(*(v or open_sets.get(k, ()) for k, v in spec.labels.items())):
                 self._child(name, *child)
 

@@ -71,6 +71,8 @@ class Metrics:
         self._detector = config.learner.detector.name
         self._classes = config.label.task is Task.CLASSIFICATION
         self._baseline = config.learner.baseline_rate > 0
+        self._follows = config.learner.follow
+        self._transactional = config.worker.delivery == "exactly_once"
         self._assigned: set[Partition] = set()
         self._ranked: list[tuple[str, str]] = []
         self._newest_s = 0.0
@@ -114,11 +116,16 @@ class Metrics:
             self._all.set("last_event_timestamp_seconds", to=newest_s)
 
     def state(self, name: str) -> None:
-        """Say which state holds now. A worker that starts (again) owns no partition."""
+        """Say which state holds now. A worker that starts (again) owns no partition, and has
+        nothing in memory.
+        """
         for state in STATES:
             self._all.set("worker_state", state, to=state == name)
         if name == "starting":
             self._own(set())
+            self._all.set("contexts", "memory", to=0)
+            self._all.set("state_bytes", "parameters", to=0)
+            self._all.set("state_bytes", "buffers", to=0)
 
     def consumed(self, records: int) -> None:
         self._all.add("events_consumed_total", self._topic, n=records)
@@ -156,10 +163,13 @@ class Metrics:
             )
 
     def committed(self, result: str, now_s: float) -> None:
-        """Count a transaction with its offsets: ``committed``, ``aborted`` or ``fenced``."""
+        """Count a commit of offsets, and its transaction if it is one: ``committed``, ``aborted``
+        or ``fenced``.
+        """
         ok = result == "committed"
         self._all.add("offset_commits_total", "ok" if ok else "failed")
-        self._all.add("transactions_total", result)
+        if self._transactional:
+            self._all.add("transactions_total", result)
         if ok:
             self._all.set("last_commit_timestamp_seconds", to=now_s)
 
@@ -207,7 +217,9 @@ class Metrics:
         self._all.set("state_bytes", kind, to=size)
 
     def init_version(self, version: int) -> None:
-        self._all.set("init_version", "worker", to=version)
+        """Set the version served; one that follows nothing would seem to lag behind for good."""
+        if self._follows:
+            self._all.set("init_version", "worker", to=version)
 
     def init_loaded(self, result: str) -> None:
         """Count ``loaded``, ``fingerprint``, ``corrupt``, ``nonfinite`` or ``worse``."""

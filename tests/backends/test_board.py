@@ -43,6 +43,19 @@ def test_totals_are_of_everything() -> None:
     assert (summary["state"], summary["lag"], summary["contexts"]) == ("ready", 17, 5)
 
 
+def test_of_a_worker_that_starts_again_neither_lag_nor_contexts_are_known() -> None:
+    board = Board()
+    board.state("ready")
+    board.lag(17)
+    board.contexts(5)
+    board.initialization(3)
+
+    board.state("starting")
+
+    summary = board.summary()
+    assert (summary["lag"], summary["contexts"], summary["initialization"]) == (None, None, 3)
+
+
 def test_a_board_that_saw_nothing_shows_nothing() -> None:
     summary = Board().summary()
 

@@ -193,6 +193,9 @@ def test_a_worker_that_starts_again_owns_nothing() -> None:
     metrics = Metrics(Config())
     metrics.rebalanced(Rebalance(assigned=frozenset({Partition("events", 0)})))
     metrics.lag({Partition("events", 0): 5})
+    metrics.contexts(memory=3, disk=4)
+    for kind in ("parameters", "buffers", "disk"):
+        metrics.state_bytes(kind, 1024)
     metrics.state("ready")
 
     metrics.state("starting")
@@ -201,6 +204,28 @@ def test_a_worker_that_starts_again_owns_nothing() -> None:
     assert value(metrics, "consumer_lag_records", topic="events", partition="0") is None
     assert value(metrics, "worker_state", state="starting") == 1
     assert value(metrics, "worker_state", state="ready") == 0
+    assert [value(metrics, "contexts", tier=tier) for tier in ("memory", "disk")] == [0, 4]
+    kept = [value(metrics, "state_bytes", kind=k) for k in ("parameters", "buffers", "disk")]
+    assert kept == [0, 0, 1024]
+
+
+def test_a_commit_without_a_transaction_is_one_of_offsets_only() -> None:
+    metrics = Metrics(Config.build({"worker": {"delivery": "at_least_once"}}))
+
+    for result in ("committed", "aborted", "fenced"):
+        metrics.committed(result, NOW_S)
+        assert value(metrics, "transactions_total", result=result) == 0
+
+    assert value(metrics, "offset_commits_total", result="ok") == 1
+    assert value(metrics, "offset_commits_total", result="failed") == 2
+
+
+def test_a_worker_that_follows_nothing_has_no_version_to_compare() -> None:
+    metrics = Metrics(Config.build({"learner": {"follow": False}}))
+
+    metrics.init_version(7)
+
+    assert value(metrics, "init_version", role="worker") is None
 
 
 def test_the_rest_is_counted_as_told() -> None:
@@ -226,6 +251,7 @@ def test_the_rest_is_counted_as_told() -> None:
     assert value(metrics, "offset_commits_total", result="ok") == 1
     assert value(metrics, "offset_commits_total", result="failed") == 2
     assert value(metrics, "last_commit_timestamp_seconds") == NOW_S
+    assert value(metrics, "transactions_total", result="committed") == 1
     assert value(metrics, "transactions_total", result="aborted") == 1
     assert value(metrics, "transactions_total", result="fenced") == 1
     assert value(metrics, "contexts", tier="memory") == 3
@@ -257,6 +283,15 @@ def test_every_closed_label_set_is_zero_from_the_start() -> None:
     assert value(metrics, "events_consumed_total", topic="events") == 0
     assert value(metrics, "drift_detected_total", detector="PageHinkley", level="drift") == 0
     assert value(metrics, "prequential_loss_count", model="init") == 0
+
+
+def test_a_version_is_exported_once_it_is_known() -> None:
+    metrics = Metrics(Config())
+
+    before = value(metrics, "init_version", role="worker")
+    metrics.init_version(0)
+
+    assert (before, value(metrics, "init_version", role="worker")) == (None, 0)
 
 
 def test_ten_thousand_contexts_leave_the_number_of_series_unchanged() -> None:

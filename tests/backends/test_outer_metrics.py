@@ -29,6 +29,15 @@ def test_every_series_is_zero_from_the_start_and_the_period_is_known() -> None:
     assert value(metrics, "outer_period_seconds") == 300
 
 
+def test_a_version_is_exported_once_it_is_known_or_a_restart_looks_like_a_publication() -> None:
+    metrics = OuterMetrics(300.0)
+
+    before = value(metrics, "init_version", role="outer")
+    metrics.serving(4)
+
+    assert (before, value(metrics, "init_version", role="outer")) == (None, 4)
+
+
 def test_a_run_out_of_cron_claims_no_period() -> None:
     assert value(OuterMetrics(None), "outer_period_seconds") is None
 

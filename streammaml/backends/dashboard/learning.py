@@ -68,7 +68,8 @@ DRIFT = Row(
         ),
         Panel(
             "Adaptations by result",
-            "Rejected: the candidate was not better on the newest examples, and was undone.",
+            "Rejected: the candidate was worse on the newest examples, and was undone; only with"
+            " learner.held_out_test.",
             "cps",
             [Query(rate("adaptations_total", by="result"), "{{result}}")],
             "bars",
@@ -82,7 +83,8 @@ DRIFT = Row(
         ),
         Panel(
             "Loss around an adaptation",
-            "Mean on the newest examples. After not below before: adapting does not help.",
+            "Mean on the newest examples. Without learner.held_out_test they were fitted, too, and"
+            " after is below before even on noise: Mean loss says whether adapting helps.",
             "short",
             [Query(mean("adaptation_query_loss", by="stage"), "{{stage}}")],
         ),
@@ -143,7 +145,8 @@ OUTER = Row(
         ),
         Panel(
             "Version published and served",
-            "A worker below what is published has not loaded it, or has refused it.",
+            "A worker below what is published has not loaded it, or has refused it. Only of workers"
+            " with learner.follow.",
             "none",
             [Query(f"max by (role, instance) ({series('init_version')})", "{{role}} {{instance}}")],
         ),

@@ -23,9 +23,7 @@ from streammaml.backends.dashboard.work import CONTEXTS, KAFKA, PROCESS
 
 _DRIFTS = series("drift_detected_total", 'level="drift"')
 _PUBLISHED = series("init_version", 'role="outer"')
-_BEFORE, _AFTER = (
-    mean("adaptation_query_loss", f'stage="{stage}"') for stage in ("before", "after")
-)
+_INIT, _ADAPTED = (mean("prequential_loss", f'model="{model}"') for model in ("init", "adapted"))
 _KNOWN = f"max_over_time({series('build_info')}[$__range])"
 _UP = f"{raw('up')} and on (job) {_KNOWN}"
 _FIRING = 'count(ALERTS{alertstate="firing",alertname=~"Streammaml.+"}) or vector(0)'
@@ -103,10 +101,11 @@ ALL_RIGHT = Row(
             6,
         ),
         Panel(
-            "Drop by adapting",
-            "By which share of it an adaptation lowers the loss on the newest examples.",
+            "Gain by adapting",
+            "Share of the initialization's loss that adapting takes away, on predictions before"
+            " their labels are learnt. Below zero: adapting does not help.",
             "percentunit",
-            [Query(f"1 - ({_AFTER}) / ({_BEFORE})")],
+            [Query(f"1 - ({_ADAPTED}) / ({_INIT})")],
             "stat",
             6,
         ),

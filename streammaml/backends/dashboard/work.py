@@ -77,7 +77,8 @@ KAFKA = Row(
         ),
         Panel(
             "Commits",
-            "Offsets and transactions; fenced: another worker has taken over.",
+            "Offsets, and transactions unless worker.delivery is at_least_once; fenced: another"
+            " worker has taken over.",
             "cps",
             [
                 Query(rate("offset_commits_total", by="result"), "offsets {{result}}"),
