@@ -266,7 +266,7 @@ def _play(
     if watch is not None:
         watch.follow(worker)
         watch.note("")
-        watch.initialization("loaded", initialization.version)
+        watch.serves(initialization.version)
     messages = messages_of(present, config.topics.events)
     started = time.monotonic()
     sent = played = 0
