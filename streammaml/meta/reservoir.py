@@ -16,7 +16,7 @@ dropped, or that is read again after a restart (:meth:`Reservoir.remember`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from heapq import nlargest
 
@@ -53,7 +53,7 @@ class Refused(StrEnum):
     """Why an episode was not taken in."""
 
     DUPLICATE = "duplicate"
-    """Not later than the newest one of its context: read again after a restart."""
+    """Neither its offset nor its labels are beyond its context's: read again after a restart."""
     CLASSES = "classes"
     """It holds a class beyond the K slots."""
     LATE = "late"
@@ -204,8 +204,7 @@ class Reservoir:
     def _add(self, episode: Episode) -> Refused | None:
         kept = self._contexts.get(episode.context)
         line = None if kept is None else kept.lines.get(episode.partition)
-        end, offset = episode.labels, int(episode.label_offsets[-1])
-        if line is not None and (offset <= line.offset if offset >= 0 else end <= line.labels):
+        if line is not None and line.has(episode.labels, int(episode.label_offsets[-1])):
             return Refused.DUPLICATE
         used = _arrived(episode, self._capacity)
         if used is None:
@@ -238,9 +237,9 @@ class Reservoir:
         line = kept.lines.get(episode.partition)
         if line is None or episode.labels <= line.labels:  # a new one, or counted anew
             origin = kept.end - max(0, episode.labels - len(episode.y))
-            line = Line(origin, 0, -1)
+            line = Line(origin) if line is None else replace(line, origin=origin)
             kept.enter(episode.partition, line, episode.labels)
-        line.labels, line.offset = episode.labels, int(episode.label_offsets[-1])
+        line.take(episode.labels, int(episode.label_offsets[-1]))
         item.end = line.origin + episode.labels
         item.begin = item.end - len(episode.y)
         kept.end = max(kept.end, item.end)

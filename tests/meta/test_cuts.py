@@ -89,7 +89,7 @@ def looked(reservoir: Reservoir) -> tuple[set[tuple[float, int]], set[tuple[floa
             st.integers(1, 60),
             st.integers(0, 1),  # partition
             st.integers(0, 9),  # 0: the count of labels begins anew
-            st.sampled_from(["", "", "look", "restart", "crash"]),
+            st.sampled_from(["", "", "look", "restart", "crash", "topic", "again"]),
             st.integers(0, 4),  # how much more of the log is gone at a restart
         ),
         max_size=40,
@@ -105,8 +105,13 @@ def test_nothing_judges_that_was_trained_on_before_a_restart(
     trained: set[tuple[float, int]] = set()
     start = 0
     for context, ahead, partition, anew, then, gone in steps:
+        if then == "topic":  # of the events: it is made anew, and the labels go on
+            writer.offset = 0
         log.append(writer.window(context, ahead, partition, anew == 0))
         reservoir.add(log[-1])
+        if then == "again":
+            for episode in log[start:]:
+                reservoir.add(episode)
         if then in ("look", "restart"):
             trains, judges = looked(reservoir)
             trained |= trains
