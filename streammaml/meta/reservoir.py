@@ -40,6 +40,7 @@ from streammaml.meta.cuts import (
     Marks,
     hash_of,
     is_apart,
+    keep,
     newest,
     packed,
     unpacked,
@@ -274,7 +275,7 @@ class Reservoir:
         if size == 0:
             kept = self._contexts.pop(context)
             if kept.cut:
-                self._marks = newest({**self._marks, hash_of(context): kept.marked()})
+                keep(self._marks, hash_of(context), kept.marked())
         else:
             self._by_size.setdefault(size, {})[context] = None
         while self._largest and self._largest not in self._by_size:

@@ -208,6 +208,26 @@ def test_only_so_many_marks_are_kept_the_latest_ones(monkeypatch: pytest.MonkeyP
     assert -(2**63) <= hash_of("x") < 2**63
 
 
+def test_a_context_that_is_dropped_adds_its_mark_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of 65,536 is not copied for it: after a restart 20,000 may be dropped at once."""
+    monkeypatch.setattr(cuts, "MOST", 3)
+    reservoir = Reservoir(config_of(reservoir_context=8, reservoir_total=64))
+    reservoir.remember(cuts.packed({1: {0: 5}, 2: {0: 6}, hash_of("c7"): {0: 7}}), False)
+    table, writer = reservoir._marks, Writer()
+    for context in range(64):
+        reservoir.add(writer.window(context, 100))
+    looked(reservoir)
+
+    for context in range(64, 69):
+        reservoir.add(writer.window(context, 100))
+
+    dropped = [hash_of(f"c{i}") for i in range(69) if f"c{i}" not in reservoir._contexts]
+    assert reservoir._marks is table
+    assert len(dropped) == 5
+    assert len(table) == 3
+    assert set(table) < set(dropped)
+
+
 @pytest.mark.parametrize(
     "rows", [np.zeros(3, np.int64), np.zeros((2, 2), np.int64), np.zeros((2, 3), np.float32)]
 )
