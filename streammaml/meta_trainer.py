@@ -29,6 +29,7 @@ from streammaml.meta.nets import Descent, Progress, States, Tensors
 from streammaml.meta.outer_loop import OuterSettings, Rule, evaluate
 from streammaml.meta.reservoir import Reservoir
 from streammaml.meta.trainer_state import BAD, TrainerState, decode_state, encode_state
+from streammaml.meta.trial import try_out
 from streammaml.starts import version_zero
 
 VALIDATION_EPISODES = 512
@@ -294,6 +295,7 @@ def train(
     begin = replace(version_zero(config), classes=classes)
     if start_from is not None:
         begin = nets.carried_over(begin, start_from)
+    try_out(begin, rule, learner.support_size)
     whole = episodes.history(past.contexts, past.x, past.y, config.label.task, len(classes))
     training, held_out = episodes.hold_out(whole)
     rng = np.random.default_rng([learner.seed, config.outer.seed])

@@ -33,10 +33,13 @@ from streammaml.errors import (
 )
 from streammaml.events import Episode
 from streammaml.initialization import Initialization
+from streammaml.meta.outer_loop import Rule
 from streammaml.meta.reservoir import Refused, Reservoir
+from streammaml.meta.trial import try_out
 from streammaml.meta_trainer import Outcome, Trainer
 from streammaml.outer_run import TOLD, Observer, Progress, Run, RunResult, run_of
 from streammaml.patience import Patience
+from streammaml.starts import version_zero
 from streammaml.succession import Standing, Succession, group_of
 
 POLL_S = 0.5
@@ -77,7 +80,7 @@ class OuterJob:
 
     ``begin`` is where training starts at first, in place of the incumbent: another domain's
     initialization. ``past`` are episodes beside those of the topic. ``beat`` is called at each turn
-    and between outer steps, for a watchdog.
+    and between outer steps, for a watchdog. ConfigError of a module that the rule cannot train.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class OuterJob:
         self._progress = progress
         self._clock = clock
         self._clients: _Clients | None = None
+        if not try_out(version_zero(config), Rule(config.outer.rule), config.learner.support_size):
+            log.info("network_task_by_task", why="vmap cannot run it for all tasks at once")
         self._succession = Succession(config, self._objection)
         self._reservoir = Reservoir(config)
         self._trainer: Trainer | None = None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from streammaml.config import Config, spec_of
+from streammaml.errors import ConfigError
 from streammaml.events import Batch
 from streammaml.learner import Labels, Learner
 from streammaml.meta.outer_loop import Rule
 from streammaml.meta.serving import TorchNetwork
 from streammaml.meta_trainer import Past, train
 from streammaml.starts import version_zero
+from tests.outer_rig import Rig
 
 WIDTH = 6
 
@@ -59,3 +64,33 @@ def test_what_a_rule_has_trained_serves_better_than_the_start(rule: Rule) -> Non
         for start in (version_zero(config), trained)
     )
     assert after < before - 0.02
+
+
+def rig_of(tmp_path: Path, name: str, rule: str) -> Rig:
+    rig = Rig(tmp_path, steps=2)
+    rig.config = Config.build(
+        rig.config.model_dump(),
+        {"learner": {"network": f"tests.meta.odd_modules:{name}"}, "outer": {"rule": rule}},
+    )
+    return rig
+
+
+def test_what_cannot_be_trained_ends_the_outer_loop_before_it_connects(tmp_path: Path) -> None:
+    rig, steps = rig_of(tmp_path, "Once", "metasgd"), list[str]()
+    rig.outside.step = steps.append
+
+    with pytest.raises(ConfigError, match=r"metasgd cannot train .* set outer\.rule to fomaml"):
+        rig.once()
+
+    assert steps == []
+
+
+def test_the_log_says_once_that_tasks_run_one_by_one(tmp_path: Path) -> None:
+    rig = rig_of(tmp_path, "Branching", "fomaml")
+    rig.produce()
+
+    with capture_logs() as logs:
+        run = rig.once()
+
+    assert run.result == "published"
+    assert [line["event"] for line in logs].count("network_task_by_task") == 1

@@ -21,6 +21,8 @@ from streammaml.errors import RejectedError
 from streammaml.events import Episode, Label, Reason, Task, canonical, is_wide
 
 FORMAT = 1
+LABELS_END = 2**53
+"""A context counts fewer: the outer loop adds counts up, and keeps the sums in 64 bits."""
 Number = TypeVar("Number", np.float32, np.float64, np.int64)
 
 
@@ -85,7 +87,7 @@ def decode_episode(record: Record, config: Config) -> Episode:
     width, size = spec.sizes[0] // 2, len(wire.y) // 8
     if not 2 <= wire.support < size:
         _reject(Reason.DECODE, f"{wire.support} of {size} examples cannot be the support set")
-    if not (0 <= wire.partition < 2**31 and size <= wire.labels < 2**63):
+    if not (0 <= wire.partition < 2**31 and size <= wire.labels < LABELS_END):
         _reject(Reason.DECODE, f"partition {wire.partition}, {wire.labels} labels of {size}")
     x = _array(wire.x, np.float32, (size, width), "x")
     y = _array(wire.y, np.float64, (size,), "y")

@@ -41,6 +41,14 @@ def newest(marks: Mapping[int, Marks]) -> dict[int, Marks]:
     return dict(islice(marks.items(), max(0, len(marks) - MOST), None))
 
 
+def keep(marks: dict[int, Marks], name: int, own: Marks) -> None:
+    """Add those of one context in place, as the latest; over the limit the oldest go."""
+    marks.pop(name, None)
+    marks[name] = own
+    while len(marks) > MOST:
+        del marks[next(iter(marks))]
+
+
 def packed(marks: Mapping[int, Marks]) -> Ints:
     """Hash, partition and labels, a row for each mark [M, 3]."""
     rows = [(name, *mark) for name, own in marks.items() for mark in own.items()]

@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def adapt(
             with torch.set_grad_enabled(differentiable and not loop.first_order):
                 fast = {**parameters, **_views(flat, layout)}
                 found = loop.network.gradient(fast, support.inputs, objective, own)
-                step = torch.cat([found[name].flatten(1) for name in own], 1)  # [T, P]
+                step = _rows(found[name] for name in own)  # [T, P]
                 if stays is not None:
                     step = step * stays[k]
             flat = _descend(flat, length, step, loop.clip_norm)
@@ -104,7 +104,12 @@ def _flatten(
     if all(parameters[n].dim() == network.rank(n) for n in own):
         return torch.cat([parameters[n].flatten() for n in own]).expand(tasks, -1)
     stacked = stack(network, parameters, own, tasks)
-    return torch.cat([p.flatten(1) for p in stacked.values()], 1)
+    return _rows(stacked.values())
+
+
+def _rows(stacked: Iterable[Tensor]) -> Tensor:
+    """Each task's numbers of all tensors as one row; a tensor may be a single number."""
+    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in stacked], 1)
 
 
 def _lengths(
@@ -134,7 +139,7 @@ def _views(flat: Tensor, layout: Layout) -> Parameters:
     else:
         parts = torch.split(flat.detach(), sizes, 1)
     return {
-        name: part.view(-1, *shape)
+        name: part.view(len(part), *shape)
         for part, (name, shape) in zip(parts, layout.items(), strict=True)
     }
 

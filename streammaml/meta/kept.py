@@ -33,8 +33,25 @@ class Line:
     """Where a context stands in a partition's log. Its count of labels may begin anew there."""
 
     origin: int
-    labels: int
-    offset: int
+    labels: int = 0
+    """Of its latest episode."""
+    most: int = 0
+    """Labels at most, before they were counted anew too."""
+    offset: int = -1
+    """The highest one, before the topic of the events was made anew too."""
+
+    def has(self, labels: int, offset: int) -> bool:
+        """Whether an episode that ends there may have been taken in already.
+
+        Offsets begin anew with the topic and labels with the worker's state, so a new episode may
+        be behind in one of the two, and one that was taken in is ahead in none.
+        """
+        return offset <= self.offset and labels <= self.most
+
+    def take(self, labels: int, offset: int) -> None:
+        """An episode that ends there."""
+        self.labels = labels
+        self.most, self.offset = max(self.most, labels), max(self.offset, offset)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ dropped, or that is read again after a restart (:meth:`Reservoir.remember`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from heapq import nlargest
 
@@ -40,6 +40,7 @@ from streammaml.meta.cuts import (
     Marks,
     hash_of,
     is_apart,
+    keep,
     newest,
     packed,
     unpacked,
@@ -53,7 +54,7 @@ class Refused(StrEnum):
     """Why an episode was not taken in."""
 
     DUPLICATE = "duplicate"
-    """Not later than the newest one of its context: read again after a restart."""
+    """Neither its offset nor its labels are beyond its context's: read again after a restart."""
     CLASSES = "classes"
     """It holds a class beyond the K slots."""
     LATE = "late"
@@ -204,8 +205,7 @@ class Reservoir:
     def _add(self, episode: Episode) -> Refused | None:
         kept = self._contexts.get(episode.context)
         line = None if kept is None else kept.lines.get(episode.partition)
-        end, offset = episode.labels, int(episode.label_offsets[-1])
-        if line is not None and (offset <= line.offset if offset >= 0 else end <= line.labels):
+        if line is not None and line.has(episode.labels, int(episode.label_offsets[-1])):
             return Refused.DUPLICATE
         used = _arrived(episode, self._capacity)
         if used is None:
@@ -238,9 +238,9 @@ class Reservoir:
         line = kept.lines.get(episode.partition)
         if line is None or episode.labels <= line.labels:  # a new one, or counted anew
             origin = kept.end - max(0, episode.labels - len(episode.y))
-            line = Line(origin, 0, -1)
+            line = Line(origin) if line is None else replace(line, origin=origin)
             kept.enter(episode.partition, line, episode.labels)
-        line.labels, line.offset = episode.labels, int(episode.label_offsets[-1])
+        line.take(episode.labels, int(episode.label_offsets[-1]))
         item.end = line.origin + episode.labels
         item.begin = item.end - len(episode.y)
         kept.end = max(kept.end, item.end)
@@ -275,7 +275,7 @@ class Reservoir:
         if size == 0:
             kept = self._contexts.pop(context)
             if kept.cut:
-                self._marks = newest({**self._marks, hash_of(context): kept.marked()})
+                keep(self._marks, hash_of(context), kept.marked())
         else:
             self._by_size.setdefault(size, {})[context] = None
         while self._largest and self._largest not in self._by_size:

@@ -166,6 +166,8 @@ def test_the_values_of_a_regression_are_finite_and_in_range(value: float) -> Non
         {"partition": -1},
         {"partition": 2**31},
         {"labels": 19},
+        {"labels": 2**53},
+        {"labels": 2**63 - 1},
         {"labels": 2**63},
         {"x": b""},
         {"x": b"\0" * (20 * WIDTH * 4 - 4)},

@@ -89,7 +89,7 @@ def looked(reservoir: Reservoir) -> tuple[set[tuple[float, int]], set[tuple[floa
             st.integers(1, 60),
             st.integers(0, 1),  # partition
             st.integers(0, 9),  # 0: the count of labels begins anew
-            st.sampled_from(["", "", "look", "restart", "crash"]),
+            st.sampled_from(["", "", "look", "restart", "crash", "topic", "again"]),
             st.integers(0, 4),  # how much more of the log is gone at a restart
         ),
         max_size=40,
@@ -105,8 +105,13 @@ def test_nothing_judges_that_was_trained_on_before_a_restart(
     trained: set[tuple[float, int]] = set()
     start = 0
     for context, ahead, partition, anew, then, gone in steps:
+        if then == "topic":  # of the events: it is made anew, and the labels go on
+            writer.offset = 0
         log.append(writer.window(context, ahead, partition, anew == 0))
         reservoir.add(log[-1])
+        if then == "again":
+            for episode in log[start:]:
+                reservoir.add(episode)
         if then in ("look", "restart"):
             trains, judges = looked(reservoir)
             trained |= trains
@@ -201,6 +206,26 @@ def test_only_so_many_marks_are_kept_the_latest_ones(monkeypatch: pytest.MonkeyP
 
     assert cuts.unpacked(cuts.packed(kept)) == {2: {0: 6, 1: 9}, 3: {1: -7}}
     assert -(2**63) <= hash_of("x") < 2**63
+
+
+def test_a_context_that_is_dropped_adds_its_mark_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of 65,536 is not copied for it: after a restart 20,000 may be dropped at once."""
+    monkeypatch.setattr(cuts, "MOST", 3)
+    reservoir = Reservoir(config_of(reservoir_context=8, reservoir_total=64))
+    reservoir.remember(cuts.packed({1: {0: 5}, 2: {0: 6}, hash_of("c7"): {0: 7}}), False)
+    table, writer = reservoir._marks, Writer()
+    for context in range(64):
+        reservoir.add(writer.window(context, 100))
+    looked(reservoir)
+
+    for context in range(64, 69):
+        reservoir.add(writer.window(context, 100))
+
+    dropped = [hash_of(f"c{i}") for i in range(69) if f"c{i}" not in reservoir._contexts]
+    assert reservoir._marks is table
+    assert len(dropped) == 5
+    assert len(table) == 3
+    assert set(table) < set(dropped)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,34 @@ def test_a_convolution_has_the_textbooks_outer_gradients(
         torch.testing.assert_close(a, e, atol=ERROR, rtol=ERROR)
 
 
+@pytest.mark.parametrize("factory", ["images", "scaled"])
+@pytest.mark.parametrize("rule", list(Rule))
+def test_task_by_task_gives_what_all_at_once_give(rule: Rule, factory: str) -> None:
+    parameters, episodes = drawn(spec_of(factory)), sixteen()
+    rates = torch.full((2, 6), 0.3, dtype=torch.float64)
+    if rule is Rule.ANIL:
+        rates[:, :4] = 0
+    factors = None
+    if rule is Rule.METASGD:
+        factors = {n: (1 + p.detach().abs()).requires_grad_() for n, p in parameters.items()}
+    rates.requires_grad_(rule is not Rule.REPTILE)
+    given = [*parameters.values(), *([rates] if rates.requires_grad else [])]
+    given += list((factors or {}).values())
+
+    totals, found = [], []
+    for batches in (True, False):
+        network = ModuleNetwork(globals()[factory](16, 3))
+        network.batches = batches
+        meta = Meta(parameters, rates, factors)
+        totals.append(meta_loss(meta, episodes, OuterSettings(rule=rule), network))
+        found.append(torch.autograd.grad(totals[-1], given))
+        assert network.batches == batches
+
+    torch.testing.assert_close(totals[0], totals[1], atol=ERROR, rtol=ERROR)
+    for a, e in zip(*found, strict=True):
+        torch.testing.assert_close(a, e, atol=ERROR, rtol=ERROR)
+
+
 def test_the_body_runs_once_where_only_the_last_layer_moves() -> None:
     calls: list[torch.Size] = []
     module = Images(3)

@@ -152,6 +152,41 @@ def test_a_context_that_counts_its_labels_anew_goes_on_with_newer_episodes() -> 
     assert max(max(labels) for _, labels in windows(draws(reservoir))) == 400
 
 
+def at(context: int, labels: int, offset: int) -> Episode:
+    """An episode whose newest event stands at that offset."""
+    offsets = np.arange(offset - 19, offset + 1)
+    return marked(context, labels, offsets=offsets, label_offsets=offsets)
+
+
+def test_episodes_of_a_topic_made_anew_are_taken_in_and_nothing_is_taken_in_again() -> None:
+    reservoir = Reservoir(config_of())
+    first = [at(0, 100 * k, 90_000 + 100 * k) for k in range(1, 5)]
+    anew = [at(0, 400 + 100 * k, 100 * k) for k in range(1, 5)]
+    for episode in first:
+        reservoir.add(episode)
+    before = {max(labels) for _, labels in windows(draws(reservoir))}
+
+    added = [reservoir.add(episode) for episode in anew]
+    again = [reservoir.add(episode) for episode in [*first, *anew]]
+
+    assert before == {100, 200, 300}
+    assert added == [None] * 4
+    assert again == [Refused.DUPLICATE] * 8
+    assert windows(held(reservoir).episodes) == [(0, frozenset(range(781, 801)))]
+    assert {max(labels) for _, labels in windows(draws(reservoir))} == set(range(100, 800, 100))
+
+
+def test_what_was_there_before_the_labels_were_counted_anew_is_not_taken_in_again() -> None:
+    reservoir = Reservoir(config_of())
+    lost = [at(0, 100, 1000), at(0, 200, 1100), at(0, 20, 1200), at(0, 40, 1300)]
+
+    added = [reservoir.add(episode) for episode in lost]
+    again = [reservoir.add(episode) for episode in lost]
+
+    assert added == [None] * 4
+    assert again == [Refused.DUPLICATE] * 4
+
+
 def everything(reservoir: Reservoir) -> list[tuple[int, frozenset[int]]]:
     """All that is kept, by a look behind the door: a draw does not show what straddles a cut."""
     items = [item for kept in reservoir._contexts.values() for item in kept.items]
