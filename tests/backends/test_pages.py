@@ -158,6 +158,7 @@ def test_pages_beyond_the_limit_are_told_to_ask_instead_and_get_the_place_of_one
         events.close()
 
     assert refused.status == 503
+    assert int(refused.headers["Retry-After"]) > 0
     assert b"/api/summary" in refused.read()
     assert asked == 200
 
@@ -194,7 +195,8 @@ def test_the_outer_loop_has_a_page_of_its_own_and_no_contexts() -> None:
     with site.server:
         page = site.ask("/")[2].decode()
         summary = json.loads(site.ask("/api/summary")[2])
-        missing = {site.ask(f"/{p}")[0] for p in ("worker.js", "api/contexts", "api/contexts/x")}
+        paths = ("worker.js", "api/contexts", "api/contexts/x", "api/context?name=x")
+        missing = {site.ask(f"/{path}")[0] for path in paths}
 
     assert "outer.js" in page
     assert summary == board.summary()
