@@ -103,6 +103,15 @@ class Tab:
         self.send("Input.dispatchKeyEvent", **names, **kind)
         self.send("Input.dispatchKeyEvent", **names, type="keyUp")
 
+    def point(self, selector: str) -> None:
+        """Move the mouse to the middle of an element."""
+        place = self.value(
+            f"(() => {{ const found = document.querySelector({selector!r});"
+            " found.scrollIntoView({block: 'center'}); const r = found.getBoundingClientRect();"
+            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

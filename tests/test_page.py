@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from streammaml.backends.web import Sources, Summarized, WebServer
 from streammaml.config import WebConfig
 from streammaml.outer import OuterJob
 from streammaml.outer_serving import OuterWatch
+from streammaml.query import Query
 from tests.browser import Tab, browsing, chromium
 from tests.outer_rig import PERIOD_S, Rig
 from tests.test_demo import Showing
@@ -34,7 +36,7 @@ POINTS = "[...document.querySelectorAll('#loss canvas')].map(c => c.toDataURL())
 EVENTS = "Number(document.querySelector('#rate-below').textContent.replace(/\\D/g, ''))"
 DRIFTS = "Number(document.querySelector('#drifts-value').textContent.replace(/\\D/g, ''))"
 TEENS = ",".join(f"sensor-1{i}" for i in range(5))
-ENTER, ESCAPE, ARROW_LEFT = 13, 27, 37
+ENTER, ESCAPE, HOME, ARROW_LEFT = 13, 27, 36, 37
 
 
 def artifacts(tmp_path: Path) -> Path:
@@ -132,11 +134,117 @@ def test_the_page_goes_on_over_a_restart_of_the_worker_and_keeps_the_curve(tab: 
         tab.wait_for("document.querySelector('#loss .read').textContent", WAIT_S)
         read = tab.value("document.querySelector('#loss .read').textContent")
 
+        legend = "document.querySelector('#loss .legend').textContent"
+        at_present = f"{legend}.includes('adapted 0.250')"
+        for leave in ("Escape", "focus"):
+            tab.value("document.querySelector('#loss .plot').focus()")
+            tab.press("Home", HOME)
+            tab.wait_for(f"{legend}.includes('adapted 0.500')", WAIT_S)
+            if leave == "Escape":
+                tab.press("Escape", ESCAPE)
+            else:
+                tab.value("document.querySelector('#theme').focus()")
+            tab.wait_for(at_present, WAIT_S)
+
     assert kept == 600
     assert read == "790 events: init 1.000, adapted 0.250"
     assert "restarted after 600 events" in tab.value("document.querySelector('#state').textContent")
     assert shown[0].endswith("0.500")
     assert shown[-1] == "8001.0000.250"
+
+
+class Shelf:
+    """Contexts as a worker lists them; whoever looks at one gives it five more labels."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.labels = 100
+
+    def list(self, query: Query) -> dict[str, Any]:
+        found = [name for name in self.names if fnmatchcase(name, query.pattern)]
+        more = {"level": "stable", "labels": 100, "labels_in_segment": 50, "initialization": 1}
+        rows = [{"context": name, "loss": 1 - i / 40, **more} for i, name in enumerate(found)]
+        counts = {"matched": len(found), "in_memory": len(self.names)}
+        return {**counts, "contexts": rows[: query.limit]}
+
+    def one(self, name: str) -> dict[str, Any] | None:
+        if name not in self.names:
+            return None
+        self.labels += 5
+        state = {
+            "labels": self.labels,
+            "labels_in_segment": self.labels % 20,  # a drift at every fourth look
+            "support": [{"label": 1, "features": {"x": 1}}],
+            "initialization": 1,
+            "adapted": True,
+            "detector": {"name": "page-hinkley"},
+        }
+        return {"tier": "memory", "partition": 0, "offset": 3, "state": state}
+
+
+def test_contexts_are_found_and_followed_while_someone_points_at_them(tab: Tab) -> None:
+    shelf = Shelf("..", "lone \ud800", *(f"sensor-{i:02}" for i in range(30)))
+    board = Board(width=10)
+    board.state("ready")
+    board.update(events=30, losses={"init": (21.0, 30), "adapted": (15.0, 30)})
+    rows = "[...document.querySelectorAll('#contexts-body a')].map(a => a.textContent).join()"
+    points = "[...document.querySelectorAll('#context .numbers tbody th')]"
+    points += ".map(t => Number(t.textContent))"
+
+    def look_for(text: str, found: str) -> None:
+        tab.value(
+            f"(() => {{ const f = document.querySelector('#filter'); f.value = {text!r};"
+            " f.dispatchEvent(new Event('input')); })()"
+        )
+        tab.wait_for(f"{rows} === {found!r}", WAIT_S)
+
+    with site(board, contexts=shelf.list, context=shelf.one) as server:
+        tab.open(server.address)
+        tab.wait_for("document.querySelectorAll('#contexts-body a').length === 18", WAIT_S)
+
+        tab.point("#contexts-body tr")
+        tab.wait_for(
+            "document.querySelector('#contexts-sub').textContent.includes('rests')", WAIT_S
+        )
+        look_for("sensor-29", "sensor-29")
+        look_for("nosuch", "")
+        look_for("[.]*", "..")
+
+        tab.value("document.querySelector('#contexts-body a').click()")
+        tab.wait_for("document.querySelector('#context canvas')", WAIT_S)
+        tab.value("document.querySelector('#context summary').click()")
+        tab.value(
+            "void (window.kept = [...document.querySelectorAll("
+            "'#models td, #context-facts div, #support td, #contexts-body a')])"
+        )
+        tab.wait_for(f"{points}.length > 2", WAIT_S)
+        shelf.labels = 0
+        tab.wait_for(f"{points}.length > 1 && {points}.at(-1) < 100", WAIT_S)
+
+        assert tab.value(f"{points}.every((x, i, all) => !i || x > all[i - 1])")
+        assert tab.value("kept.length > 20 && kept.every(node => node.isConnected)")
+        assert tab.problems == []
+
+
+ALPHAS = """void import(new URL('chart.js', location)).then(({ Chart }) => {
+  const drawing = CanvasRenderingContext2D.prototype;
+  const alpha = Object.getOwnPropertyDescriptor(drawing, 'globalAlpha');
+  window.alphas = [];
+  const set = function (value) { alphas.push(value); alpha.set.call(this, value); };
+  Object.defineProperty(drawing, 'globalAlpha', { ...alpha, set });
+  const marks = [2, ...Array(1000).fill(-5)].map((at) => ({ at, kind: 'drift' }));
+  new Chart(document.querySelector('#recovery'), { keys: ['init'], unit: 'labels', caption: '' })
+    .update({ x: [1, 2, 3], ys: { init: [1, 2, 3] }, marks, text: '' });
+})"""
+
+
+def test_marks_out_of_sight_do_not_fade_the_others(tab: Tab) -> None:
+    with site(Board()) as server:
+        tab.open(server.address)
+        tab.value(ALPHAS)
+        tab.wait_for("window.alphas && alphas.length > 0", WAIT_S)
+
+        assert tab.value("alphas[0]") == 0.24
 
 
 def test_where_no_place_is_left_the_page_asks_instead(tab: Tab) -> None:

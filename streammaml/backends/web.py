@@ -10,11 +10,9 @@ import json
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import parse_qs, unquote
 
@@ -22,6 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from streammaml.backends.connections import BoundedServer
 from streammaml.backends.live import Live
 from streammaml.backends.pages import Page, page_files
 from streammaml.config import WebConfig
@@ -31,11 +30,14 @@ from streammaml.query import MOST_ROWS, Query, Sort
 LOOP_LIMIT_S = 60.0
 """A loop that has not turned for so long is stuck; a commit may take 15 s, closing 6 s."""
 CLIENT_TIMEOUT_S = 10.0
+RETRY_AFTER_S = 5
 METHODS = ("GET", "HEAD")
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 EVENTS = "/events"
-CONTEXT = "/api/contexts/"
+CONTEXTS = "/api/contexts"
+CONTEXT = "/api/context"
+"""By ``name`` in the query: a browser takes a path's "." and ".." for directories."""
 TEXT = "text/plain; charset=utf-8"
 WILDCARDS = {"", "0.0.0.0", "::"}
 
@@ -173,13 +175,14 @@ class _Routes:
             EVENTS: lambda query, accept: Answer(HTTPStatus.OK, EVENT_STREAM, None),
         }
         if sources.page == "worker":
-            self._made[CONTEXT.rstrip("/")] = lambda query, accept: self._contexts(query)
+            self._made[CONTEXTS] = lambda query, accept: self._contexts(query)
+            self._made[CONTEXT] = lambda query, accept: self._named(query)
 
     def answer(self, path: str, query: str, accept: str) -> Answer:
         if path in self._page:
             return self._page[path]
-        if self._sources.page == "worker" and path.startswith(CONTEXT):
-            return self._context(path.removeprefix(CONTEXT))
+        if self._sources.page == "worker" and path.startswith(f"{CONTEXTS}/"):
+            return self._quoted(path.removeprefix(f"{CONTEXTS}/"))
         make = self._made.get(path)
         if make is None:
             return Answer(HTTPStatus.NOT_FOUND, TEXT, b"no such page\n")
@@ -215,11 +218,27 @@ class _Routes:
         except (TimeoutError, StreamMAMLError) as error:
             return _later(error)
 
-    def _context(self, quoted: str) -> Answer:
+    def _quoted(self, quoted: str) -> Answer:
         try:
-            found = self._sources.context(unquote(quoted, errors="surrogatepass"))
+            name = unquote(quoted, errors="surrogatepass")
         except UnicodeDecodeError:
-            return _json(HTTPStatus.NOT_FOUND, {"error": "a name is UTF-8, and this is not"})
+            return _no_name()
+        return self._context(name)
+
+    def _named(self, text: str) -> Answer:
+        try:
+            given = _parameters(text, ("name",))
+        except UnicodeDecodeError:
+            return _no_name()
+        except ValueError as error:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        if "name" not in given:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": f"which one? {CONTEXT}?name=..."})
+        return self._context(given["name"])
+
+    def _context(self, name: str) -> Answer:
+        try:
+            found = self._sources.context(name)
         except (TimeoutError, StreamMAMLError) as error:
             return _later(error)
         if found is None:
@@ -228,12 +247,17 @@ class _Routes:
         return _json(HTTPStatus.OK, found)
 
 
+def _parameters(text: str, known: tuple[str, ...]) -> dict[str, str]:
+    """ValueError where there is another one."""
+    given = parse_qs(text, keep_blank_values=True, errors="surrogatepass", max_num_fields=10)
+    if unknown := given.keys() - set(known):
+        raise ValueError(f"no parameter {min(unknown)!r}: known here: {', '.join(known)}")
+    return {name: values[-1] for name, values in given.items()}
+
+
 def _query(text: str) -> Query:
     """ValueError where it asks for what there is not."""
-    given = parse_qs(text, keep_blank_values=True, errors="surrogatepass", max_num_fields=10)
-    if unknown := given.keys() - {"sort", "limit", "filter"}:
-        raise ValueError(f"no parameter {min(unknown)!r}: there are sort, limit and filter")
-    last = {name: values[-1] for name, values in given.items()}
+    last = _parameters(text, ("sort", "limit", "filter"))
     sorts = [sort.value for sort in Sort]
     if (sort := last.get("sort", Sort.LOSS)) not in sorts:
         raise ValueError(f"no sort {sort!r}: there are {', '.join(sorts)}")
@@ -243,6 +267,10 @@ def _query(text: str) -> Query:
     query = Query(Sort(sort), int(limit), last.get("filter", "*"))
     query.check()
     return query
+
+
+def _no_name() -> Answer:
+    return _json(HTTPStatus.NOT_FOUND, {"error": "a name is UTF-8, and this is not"})
 
 
 def _later(error: Exception) -> Answer:
@@ -263,6 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Refuse every other method here, as the base class would call it unknown."""
         if not super().parse_request():
             return False
+        self.server.asked(self.connection)
         if self.command in METHODS:
             return True
         body = b"GET or HEAD only\n"
@@ -307,6 +336,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", ", ".join(METHODS))
+        if answer.status is HTTPStatus.SERVICE_UNAVAILABLE:
+            self.send_header("Retry-After", str(RETRY_AFTER_S))
         if answer.kind:
             self.send_header("Content-Type", answer.kind)
             if answer.body is not None:
@@ -322,42 +353,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: a probe each second is no news."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # so that server_close waits for them
-    request_queue_size = 64  # beyond it a client waits a second to try again
+class _Server(BoundedServer):
     answer: Callable[[str, str, str], Answer]
     live: Live
-
-    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
-        self._connections: set[socket.socket] = set()
-        self._connecting = threading.Lock()
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        """Bind, without the name look-up of HTTPServer, which may take seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._connecting:
-            self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._connecting:
-            self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def hang_up(self) -> None:
-        """End connections on which a browser waits for nothing: their threads would too."""
-        with self._connecting:
-            for connection in self._connections:
-                with suppress(OSError):  # it may be gone already
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is not worth a line."""
-        log.debug("client_left", client=str(client_address))
 
 
 class _Server6(_Server):

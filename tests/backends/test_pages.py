@@ -111,6 +111,35 @@ def test_the_page_can_be_read_without_eyes(shown: Site) -> None:
     assert page.count("<caption") == page.count("<table>")
 
 
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2 counts it."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_what_is_written_stands_out_in_every_theme(site: Site) -> None:
+    style = site.ask("/page.css")[2].decode()
+    light, dark, auto = (
+        dict(re.findall(r"--(\w+): (#\w{6});", block))
+        for block in re.findall(r":root[^{]*\{([^}]*)\}", style)
+    )
+
+    assert auto == dark
+    for theme in (light, dark):
+        for ground in ("card", "grid", "tint"):  # of a row: as it is, pointed at, chosen
+            for ink in ("ink", "quiet", "drift", "published"):
+                assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+        for ground in ("card", "paper"):
+            assert contrast(theme["edge"], theme[ground]) >= 3, ground
+    assert re.search(r"button, input, select \{[^}]*border: 1px solid var\(--edge\)", style)
+
+
 def test_the_licence_of_the_library_lies_beside_it() -> None:
     folder = files("streammaml.backends") / "static" / "uplot"
 
@@ -158,6 +187,7 @@ def test_pages_beyond_the_limit_are_told_to_ask_instead_and_get_the_place_of_one
         events.close()
 
     assert refused.status == 503
+    assert int(refused.headers["Retry-After"]) > 0
     assert b"/api/summary" in refused.read()
     assert asked == 200
 
@@ -194,7 +224,8 @@ def test_the_outer_loop_has_a_page_of_its_own_and_no_contexts() -> None:
     with site.server:
         page = site.ask("/")[2].decode()
         summary = json.loads(site.ask("/api/summary")[2])
-        missing = {site.ask(f"/{p}")[0] for p in ("worker.js", "api/contexts", "api/contexts/x")}
+        paths = ("worker.js", "api/contexts", "api/contexts/x", "api/context?name=x")
+        missing = {site.ask(f"/{path}")[0] for path in paths}
 
     assert "outer.js" in page
     assert summary == board.summary()

@@ -13,9 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from streammaml.backends.connections import MOST_CONNECTIONS
+from streammaml.backends.live import MOST_CLIENTS
 from streammaml.backends.web import Sources, WebServer
 from streammaml.config import WebConfig
 from streammaml.errors import ConfigError, StoreError
+from tests.kafka_broker import wait_until
 from tests.site import TIMEOUT_S, Site
 
 
@@ -94,6 +97,9 @@ def test_the_summary_is_what_the_board_says(site: Site) -> None:
         ("/api/contexts/a%2Fb%3Fc%00?x=1", "a/b?c\0"),
         ("/api/contexts/..%2F..%2Fetc", "../../etc"),
         ("/api/contexts/%C3%BC+%25", "ü+%"),
+        ("/api/context?name=shop", "shop"),
+        ("/api/context?name=..", ".."),
+        ("/api/context?name=a%2Fb%3Fc%00%26+%C3%BC", "a/b?c\0& ü"),
     ],
 )
 def test_contexts_are_asked_for_as_the_path_says(site: Site, path: str, asked: Any) -> None:
@@ -103,19 +109,20 @@ def test_contexts_are_asked_for_as_the_path_says(site: Site, path: str, asked: A
     assert json.loads(body) == {"asked": asked}
 
 
-@pytest.mark.parametrize("path", ["/api/contexts", "/api/contexts/shop"])
+@pytest.mark.parametrize("path", ["/api/contexts", "/api/contexts/shop", "/api/context?name=shop"])
 @pytest.mark.parametrize("problem", [TimeoutError("it is busy"), StoreError("no room")])
 def test_contexts_that_cannot_be_had_now_are_unavailable(
     site: Site, path: str, problem: Exception
 ) -> None:
     site.problem = problem
 
-    status, _, body = site.ask(path)
+    status, headers, body = site.ask(path)
 
     assert (status, json.loads(body)) == (503, {"error": f"{problem}; try again"})
+    assert int(headers["Retry-After"]) > 0
 
 
-@pytest.mark.parametrize("path", ["/api/contexts", "/api/contexts/shop"])
+@pytest.mark.parametrize("path", ["/api/contexts", "/api/contexts/shop", "/api/context?name=shop"])
 def test_without_a_worker_there_are_no_contexts(path: str) -> None:
     site = Site()
     bare = Sources(
@@ -127,8 +134,16 @@ def test_without_a_worker_there_are_no_contexts(path: str) -> None:
         assert site.ask(path)[0] == 503
 
 
-def test_a_name_that_is_no_utf8_is_no_name(site: Site) -> None:
-    assert site.ask("/api/contexts/%ff")[0] == 404
+@pytest.mark.parametrize("path", ["/api/contexts/%ff", "/api/context?name=%ff"])
+def test_a_name_that_is_no_utf8_is_no_name(site: Site, path: str) -> None:
+    assert site.ask(path)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "status"), [("", 400), ("nam=shop", 400), ("name=a&limit=1", 400), ("name=", 404)]
+)
+def test_a_context_is_asked_for_by_its_name_alone(site: Site, query: str, status: int) -> None:
+    assert site.ask(f"/api/context?{query}")[0] == status
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz", "/nowhere"])
@@ -189,6 +204,30 @@ def test_many_ask_at_once(site: Site) -> None:
         thread.join()
 
     assert answers == [200] * 16
+
+
+def test_a_crowd_that_says_nothing_holds_few_threads_and_no_probe_up(site: Site) -> None:
+    target = urlsplit(site.server.address)
+    assert target.hostname is not None
+    address, before = (target.hostname, target.port or 0), threading.active_count()
+    crowd = [
+        socket.create_connection(address, timeout=TIMEOUT_S) for _ in range(3 * MOST_CONNECTIONS)
+    ]
+    for silent in crowd:
+        silent.send(b"GET /he")
+
+    health = site.ask("/healthz")[0]
+    pause = threading.Event()
+    wait_until(
+        lambda: threading.active_count() - before <= MOST_CONNECTIONS or pause.wait(0.05),
+        TIMEOUT_S,
+        "the threads of the others to end",
+    )
+    for silent in crowd:
+        silent.close()
+
+    assert health == 200
+    assert MOST_CLIENTS <= MOST_CONNECTIONS // 2  # streams leave places to all else
 
 
 def test_closing_ends_every_thread_even_that_of_a_silent_client() -> None:

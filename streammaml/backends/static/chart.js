@@ -1,7 +1,7 @@
 // Line charts on uPlot, with marks at events, values of the legend at the cursor, arrow keys, and
 // the same numbers as a table. Colours are the style sheet's.
 
-import { DASH, count, loss, make, nameOf, say, table } from "./parts.js";
+import { DASH, count, loss, make, nameOf, renew, say, table } from "./parts.js";
 
 const ROWS = 12; // of the table beside a chart
 const probe = make("i", { hidden: true });
@@ -59,6 +59,7 @@ export class Chart {
     this.plot = host.querySelector(".plot");
     this.plot.tabIndex = 0;
     this.plot.addEventListener("keydown", (event) => this.key(event));
+    this.plot.addEventListener("blur", () => this.rest());
     new ResizeObserver(() => this.fit()).observe(this.plot);
     addEventListener("themechange", () => this.u?.redraw(false));
     host.querySelector("details").addEventListener("toggle", () => this.table());
@@ -126,11 +127,11 @@ export class Chart {
 
   drawMarks(u) {
     const { ctx, bbox } = u, unit = devicePixelRatio;
-    const room = bbox.width / unit / (10 * this.marks.length + 1); // many marks must not hide a curve
+    const marks = this.marks.map((mark) => ({ ...mark, x: Math.round(u.valToPos(mark.at, "x", true)) + 0.5 }))
+      .filter(({ x }) => x >= bbox.left && x <= bbox.left + bbox.width + 1);
+    const room = bbox.width / unit / (10 * marks.length + 1); // many marks must not hide a curve
     let written = -Infinity;
-    for (const { at, kind, text } of this.marks) {
-      const x = Math.round(u.valToPos(at, "x", true)) + 0.5;
-      if (x < bbox.left || x > bbox.left + bbox.width + 1) continue;
+    for (const { x, kind, text } of marks) {
       ctx.save();
       ctx.strokeStyle = ctx.fillStyle = color(kind);
       ctx.globalAlpha = kind === "drift" ? 0.24 * Math.min(1, room) : 0.9;
@@ -166,7 +167,18 @@ export class Chart {
     }
   }
 
+  // No cursor: the legend tells of the present again.
+  rest() {
+    this.u?.setCursor({ left: -10, top: -10 });
+    say(this.host.querySelector(".read"), "");
+  }
+
   key(event) {
+    if (event.key === "Escape" && typeof this.u?.cursor.idx === "number") {
+      event.stopPropagation(); // the next one closes what the chart is in
+      this.rest();
+      return;
+    }
     const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20, Home: -1e9, End: 1e9 };
     if (!this.u || !(event.key in steps)) return;
     event.preventDefault();
@@ -183,7 +195,7 @@ export class Chart {
     if (!box.open || !this.keys) return;
     const every = Math.max(1, Math.ceil(this.x.length / ROWS)), places = [];
     for (let i = this.x.length - 1; i >= 0; i -= every) places.unshift(i);
-    box.querySelector(".numbers").replaceChildren(table(this.options.caption,
+    renew(box.querySelector(".numbers"), table(this.options.caption,
       [this.options.unit, ...this.keys.map(nameOf)],
       places.map((i) => [count(this.x[i]), ...this.keys.map((key) => loss(this.ys[key][i]))])));
   }

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { chosen, fragmentOf } from "./contexts.js";
-import { DASH, $, count, duration, facts, loss, make, number, say, table, version } from "./parts.js";
+import { DASH, $, count, duration, facts, loss, make, number, renew, say, table, version } from "./parts.js";
 
 const EVERY_MS = 1500;
 const MOST_POINTS = 400;
@@ -14,9 +14,10 @@ const literal = (name) => name.replace(/[*?[]/g, "[$&]");
 
 async function ask(name) {
   const query = new URLSearchParams({ filter: literal(name), limit: 1 });
+  const named = new URLSearchParams({ name }); // in a path, ".." would be none
   const signal = AbortSignal.timeout(8000);
   const [one, list] = await Promise.all([
-    fetch(`api/contexts/${encodeURIComponent(name)}`, { signal }),
+    fetch(`api/context?${named}`, { signal }),
     fetch(`api/contexts?${query}`, { signal }),
   ]);
   if (one.status === 404) return { missing: true };
@@ -66,14 +67,21 @@ export function followContext(ready) {
   });
   let timer = 0, name = null, seen = null;
 
-  // One more point of the curve, while somebody looks.
+  function anew() {
+    seen = { x: [], y: [], marks: [], segment: 0 };
+    chart.reset("Waiting for its next labels.");
+  }
+
+  // One more point of the curve, while somebody looks. Fewer labels: the context itself began anew.
   function extend({ state, line }) {
     const value = line.loss ?? null;
+    if (state.labels < seen.x.at(-1)) anew();
     if (state.labels !== seen.x.at(-1)) {
       if (seen.segment > state.labels_in_segment) seen.marks.push({ at: state.labels, kind: "drift" });
       seen.x.push(state.labels);
       seen.y.push(value);
       if (seen.x.length > MOST_POINTS) { seen.x.shift(); seen.y.shift(); }
+      seen.marks = seen.marks.filter(({ at }) => at >= seen.x[0]);
     }
     seen.segment = state.labels_in_segment;
     if (seen.x.length > 1)
@@ -94,7 +102,7 @@ export function followContext(ready) {
         } else {
           say($("context-sub"), found.also_in?.length ? `Also in partition ${found.also_in.join(", ")}.` : "");
           facts($("context-facts"), factsOf(found));
-          $("support").replaceChildren(support(found.state.support));
+          renew($("support"), support(found.state.support));
           extend(found);
         }
       } catch {
@@ -110,8 +118,7 @@ export function followContext(ready) {
     $("context").hidden = name === null;
     $("context-none").hidden = name !== null;
     if (name === null) return;
-    seen = { x: [], y: [], marks: [], segment: 0 };
-    chart.reset("Waiting for its next labels.");
+    anew();
     say($("context-name"), name);
     say($("context-sub"), "asking the worker");
     facts($("context-facts"), []);

@@ -1,6 +1,6 @@
 // The contexts with the worst loss, or by another order, filtered by name.
 
-import { DASH, $, count, loss, make, say, version } from "./parts.js";
+import { DASH, $, count, loss, make, renew, say, version } from "./parts.js";
 
 const EVERY_MS = 2000;
 const LIMIT = 18;
@@ -13,17 +13,12 @@ export function patternOf(text) {
 }
 
 export function fragmentOf(name) {
-  return `#context=${encodeURIComponent(name)}`;
+  return `#${new URLSearchParams({ context: name })}`;
 }
 
 // The context that the address names, or null.
 export function chosen() {
-  const found = /^#context=(.+)$/.exec(location.hash);
-  try {
-    return found && decodeURIComponent(found[1]);
-  } catch {
-    return null;
-  }
+  return new URLSearchParams(location.hash.slice(1)).get("context") || null;
 }
 
 function row(line, worst) {
@@ -39,26 +34,28 @@ function row(line, worst) {
   return found;
 }
 
-// Who is pointing at a row, or stands in one, keeps it: then only the numbers change.
-function fill(body, lines) {
+// Who is pointing at a row, or stands in one, keeps it: then only the numbers change. Not so where
+// `other` rows were asked for than those shown.
+function fill(body, lines, other) {
   const worst = Math.max(0, ...lines.map((line) => line.loss ?? 0));
   const fresh = lines.map((line) => row(line, worst));
-  const held = body.matches(":hover") || body.contains(document.activeElement);
-  if (held && body.children.length) {
+  const held = !other && fresh.length > 0 && body.children.length > 0 &&
+    (body.matches(":hover") || body.contains(document.activeElement));
+  mark(fresh);
+  if (held) {
     const now = new Map(fresh.map((node) => [node.dataset.context, node]));
     for (const old of body.children) {
       const node = now.get(old.dataset.context);
-      if (node) [...node.children].slice(1).forEach((cell, i) => old.children[i + 1].replaceWith(cell));
+      if (node) renew(old, ...node.children);
     }
   } else {
-    body.replaceChildren(...fresh);
+    renew(body, ...fresh);
   }
-  mark(body);
   return held;
 }
 
-function mark(body) {
-  for (const line of body.children) {
+function mark(lines) {
+  for (const line of lines) {
     const link = line.querySelector("a");
     if (line.dataset.context === chosen()) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
@@ -70,7 +67,7 @@ export function followContexts(ready) {
   const body = $("contexts-body"), filter = $("filter"), sort = $("sort");
   $("contexts-head").append(...HEADS.map((text) =>
     make("th", { scope: "col", className: "number", textContent: text })));
-  let timer = 0, asked = 0;
+  let timer = 0, asked = 0, shown = null;
 
   async function ask() {
     clearTimeout(timer);
@@ -83,7 +80,9 @@ export function followContexts(ready) {
         if (mine !== asked) return;
         const found = await answer.json();
         if (answer.ok) {
-          const why = fill(body, found.contexts) ? "the order rests while you are in the table."
+          const other = shown !== `${query}`;
+          shown = `${query}`;
+          const why = fill(body, found.contexts, other) ? "the order rests while you are in the table."
             : "loss is the mean since the context’s last drift.";
           const what = filter.value.trim() ? "matching contexts" : "contexts";
           say($("contexts-sub"), found.matched
@@ -108,7 +107,7 @@ export function followContexts(ready) {
   });
   filter.addEventListener("input", ask);
   sort.addEventListener("change", ask);
-  addEventListener("hashchange", () => mark(body));
+  addEventListener("hashchange", () => mark(body.children));
   $("contexts-form").addEventListener("submit", (event) => event.preventDefault());
   ask();
 }

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { follow } from "./live.js";
-import { DASH, $, count, duration, loss, make, minus, number, percent, say, status, table, tile, version } from "./parts.js";
+import { DASH, $, count, duration, loss, make, minus, number, percent, renew, say, status, table, tile, version } from "./parts.js";
 
 const RUNS = 10;
 const LOSSES = { train: "train_loss", validation: "validation_loss", incumbent: "incumbent_loss" };
@@ -84,17 +84,6 @@ function gates(published) {
     ["Version · net", "Incumbent", "Candidate", "Unadapted", "Difference", "Episodes / contexts", "Gate"], rows);
 }
 
-// Rows are made anew only when there is a new run: nobody loses a place in them for the clock's sake.
-let shown = "";
-
-function tables(summary) {
-  const now = `${summary.process} ${summary.runs.at(-1)?.number}`;
-  if (now === shown) return;
-  shown = now;
-  $("runs").replaceChildren(runsTable(summary.runs));
-  $("gates").replaceChildren(gates(summary.published));
-}
-
 let restarts = 0;
 
 function show(summary, restarted) {
@@ -104,7 +93,8 @@ function show(summary, restarted) {
     summary.state === "starting" ? "" : "ready");
   tiles(summary);
   draw(summary.runs);
-  tables(summary);
+  renew($("runs"), runsTable(summary.runs));
+  renew($("gates"), gates(summary.published));
   for (const empty of document.querySelectorAll("#meta .empty"))
     say(empty, summary.training ? "The first run trains now."
       : summary.state === "starting" ? "The outer loop connects and reads its topics."

@@ -46,6 +46,25 @@ export function make(tag, properties = {}, ...children) {
   return node;
 }
 
+// Elements that differ in their children alone.
+const alike = (a, b) => a.nodeName === b.nodeName && a instanceof Element &&
+  a.attributes.length === b.attributes.length &&
+  [...a.attributes].every(({ name, value }) => b.getAttribute(name) === value);
+
+// The children of a node become like these; what is the same already stays, down to a single text.
+// So a selection, a screen reader's place and the focus outlive a refresh.
+export function renew(node, ...fresh) {
+  const old = [...node.childNodes];
+  fresh.forEach((next, i) => {
+    const now = old[i];
+    if (!now) node.append(next);
+    else if (now.isEqualNode(next)) return;
+    else if (alike(now, next)) renew(now, ...next.childNodes);
+    else now.replaceWith(next);
+  });
+  for (const extra of old.slice(fresh.length)) extra.remove();
+}
+
 // A table with a caption, a header row, and a header in each row. Cells are texts or nodes.
 export function table(caption, heads, rows) {
   const cells = heads.map((text, i) =>
@@ -59,7 +78,7 @@ export function table(caption, heads, rows) {
 
 // Facts as a list of terms and values.
 export function facts(node, pairs) {
-  node.replaceChildren(...pairs.map(([term, value]) =>
+  renew(node, ...pairs.map(([term, value]) =>
     make("div", {}, make("dt", { textContent: term }), make("dd", { textContent: value }))));
 }
 

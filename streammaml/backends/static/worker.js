@@ -4,7 +4,7 @@ import { Chart } from "./chart.js";
 import { followContext } from "./context.js";
 import { followContexts } from "./contexts.js";
 import { follow } from "./live.js";
-import { $, count, loss, nameOf, percent, rate, say, status, table, tile, version } from "./parts.js";
+import { $, count, loss, nameOf, percent, rate, renew, say, status, table, tile, version } from "./parts.js";
 
 const MODELS = ["init", "adapted", "baseline"];
 const MOST_POINTS = 1200;
@@ -79,7 +79,7 @@ function models(summary) {
   const waits = !rows.length;
   while (waits && rows.length < MODELS.length) rows.push([" ", "", "", "", ""]); // no shift later
   $("word-baseline").hidden = !waits && !("baseline" in summary.models);
-  $("models").replaceChildren(table(`${summary.loss}, each before its label is learnt`,
+  renew($("models"), table(`${summary.loss}, each before its label is learnt`,
     ["Model", "Now", "Mean of all", "Against init", "Labels"], rows));
 }
 
