@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from streammaml.query import Query
 
@@ -49,4 +49,4 @@ def listing_path(query: Query) -> str:
 
 
 def context_path(name: str) -> str:
-    return "/api/contexts/" + quote(name, safe="", errors="surrogatepass")
+    return "/api/context?" + urlencode({"name": name}, errors="surrogatepass")
