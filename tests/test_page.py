@@ -124,6 +124,7 @@ def test_the_page_goes_on_over_a_restart_of_the_worker_and_keeps_the_curve(tab: 
     kept = tab.value(EVENTS)
     with site(board(200, 0.25), port):
         tab.wait_for("document.querySelector('#state').textContent.includes('restarted')", WAIT_S)
+        state = tab.value("document.querySelector('#state').textContent")
         tab.value("document.querySelector('#loss summary').click()")
         rows = "[...document.querySelectorAll('#loss tbody tr')].map(r => r.textContent)"
         tab.wait_for(f"{rows}.length > 5", WAIT_S)
@@ -148,7 +149,7 @@ def test_the_page_goes_on_over_a_restart_of_the_worker_and_keeps_the_curve(tab: 
 
     assert kept == 600
     assert read == "790 events: init 1.000, adapted 0.250"
-    assert "restarted after 600 events" in tab.value("document.querySelector('#state').textContent")
+    assert "restarted after 600 events" in state
     assert shown[0].endswith("0.500")
     assert shown[-1] == "8001.0000.250"
 
