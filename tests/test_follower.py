@@ -267,11 +267,10 @@ def test_of_what_a_worker_starts_with_the_newest_stays_and_a_rollback_is_news(ri
     """It has decided on nothing yet; neither has one that had no partition for long."""
     here = Seen(START)
     rolled_back(rig, here)
-    rig.look([], 50.0)
-    rig.publish(8)
+    for number, now in ((8, 50.0), (9, 55.0)):
+        rig.publish(number)
+        rig.look([], now)
     rig.look([], 70.0)
-    rig.publish(9)
-    rig.look([], 80.0)
     found = [Seen(version(n), losses={9: 5.0}) for n in (7, 8)]
 
     assert not any(rig.is_late(learner) for learner in found)

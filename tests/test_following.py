@@ -273,10 +273,10 @@ def test_a_rollback_that_partitions_take_one_by_one_outlives_what_is_refused_aft
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config, told = settings(state={"barrier_mb": 0.0}), Told()
-    tried: list[set[int]] = []
+    tried: list[list[int]] = []
 
     def third_is_worse(learners: Sequence[Learner], candidate: Initialization) -> Trial:
-        tried.append({learner.version for learner in learners})
+        tried.append([learner.version for learner in learners])
         return Trial(8, 0.5, 0.5, candidate.version == 3, "", False)
 
     monkeypatch.setattr(streammaml.following, "try_out", third_is_worse)
@@ -297,7 +297,7 @@ def test_a_rollback_that_partitions_take_one_by_one_outlives_what_is_refused_aft
     following(worker)
 
     assert told.loads == [("loaded", 2), ("loaded", 1), ("worse", 1)]
-    assert tried == [{0}, {2}, {1}]
+    assert tried == [[0, 0], [2, 2], [1, 1]]
     assert versions(worker) == {1}
     worker.close()
 
