@@ -277,8 +277,8 @@ class OuterConfig(_Part):
     """Episodes kept of one context."""
     reservoir_total: int = Field(default=20_000, ge=64)
     reservoir_mb: float = Field(default=512.0, gt=0)
-    validation: int = Field(default=512, ge=16)
-    """Held-out episodes that a candidate is judged by, the newest ones."""
+    validation: int = Field(default=512, ge=64)
+    """Held-out episodes that a candidate is judged by, the newest ones; the gate asks for 64."""
     margin: float = Field(default=0.02, ge=0)
     """By how much of its loss a candidate may be worse than the incumbent, at most."""
     keep_versions: int = Field(default=100, ge=2)

@@ -1,9 +1,10 @@
 """Taking over what the outer loop publishes: read, check, and try before serving.
 
 Rules: what is served changes at a committed offset only, and only to what was tried on the worker's
-own recent windows; an operator's rollback is taken at its word. A refused record is told, logged
-and not tried again. Until something was taken, a partition with a past goes on with its own
-version. Nothing here keeps the worker from serving: without the topic it goes on with what it has.
+own recent windows; an operator's rollback is taken at its word, and what is refused after it leaves
+it in place. A refused record is told, logged and not tried again. Until something was taken, a
+partition with a past goes on with its own version. Nothing here keeps the worker from serving:
+without the topic it goes on with what it has.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -62,11 +64,28 @@ class Follower:
         self._refused: set[str] = set()
         self._digest = ""  # of the record that is served
         self._candidate: Published | None = None
-        self._waiting: tuple[float, int] | None = None  # since when; events played by then
+        self._wait: _Wait | None = None
         self._serves = False  # a partition has begun with ``served``, or has taken it
+        self._held_at = 0.0  # when there last was a partition
         self.served = start
-        self.settled = True
-        """Whether a partition with a past is to take ``served`` over."""
+        self.decided = True
+        """Whether ``served`` is what partitions with a past are to have, too: not before the first
+        decision, if another version is published."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether that is so of whatever a partition comes with: nothing waits to be tried."""
+        return self.decided and self._candidate is None
+
+    def is_late(self, learner: Learner | None) -> bool:
+        """Whether one that does not have ``served`` is to take it now.
+
+        Not who comes with what waits: another worker has tried it.
+        """
+        waits = self._candidate
+        if learner is not None and waits is not None:
+            return self.decided and not learner.same_initialization(waits.initialization)
+        return self.decided
 
     @property
     def first(self) -> Initialization:
@@ -94,12 +113,13 @@ class Follower:
                 beat()
         except BackendError as error:
             self._lose(error)
-            self.settled = False  # who knows what is current
+            self._doubt()  # who knows what is current
 
-    def look(self, learners: Sequence[Learner], now: float) -> None:
+    def look(self, learners: Sequence[Learner], now: float, late: bool = False) -> None:
         """Read on, and decide on what waits; then ``served`` may be another one.
 
-        ``learners``: those of all partitions, none of which is being restored.
+        ``learners``: those of all partitions, none of which is being restored. ``late``: whether
+        one has yet to take ``served``; nothing is tried before it has.
         """
         try:
             if self._tail is None and self._open is not None and now >= self._retry_at:
@@ -108,12 +128,15 @@ class Follower:
                 self._read(self._tail.poll(0.0))
         except (BackendError, ConfigError) as error:
             self._lose(error)
-        if self._candidate is not None and learners:
-            self._decide(self._candidate, learners, now)
-        elif learners:
-            if not self.settled:
-                self.served = _newest(learners)
-            self.settled = self._serves = True
+        if not learners:
+            if now - self._held_at > TRY_WITHIN_S:
+                self._forget()
+            return
+        self._held_at = now
+        if self._candidate is not None:
+            self._decide(self._candidate, learners, now, late)
+        else:
+            self._keep(learners)
 
     def close(self) -> None:
         tail, self._tail, self._open = self._tail, None, None
@@ -140,7 +163,7 @@ class Follower:
                 check_fits(published.initialization, self._spec)
             except InitializationError as error:
                 self._refuse(_result_of(error), str(error))
-                self.settled = self.settled and self._serves
+                self._doubt()
                 continue
             self._propose(published)
             return
@@ -149,32 +172,48 @@ class Follower:
         if published.by == ROLLBACK:
             self._refused.discard(published.digest)
         if published.digest == self._digest or published.digest in self._refused:
-            self._candidate = self._waiting = None  # put back, or never any good
+            self._candidate = self._wait = None  # put back, or never any good
             return
         self._candidate = published
-        self.settled = False
+        self._doubt()
+
+    def _doubt(self) -> None:
+        """Another version may be current: what was never decided on is no reason to swap to it."""
+        self.decided = self.decided and self._serves
+
+    def _forget(self) -> None:
+        """Who has had no partition for long knows as little as one that starts."""
+        self._serves = False
+        self.decided = self.decided and self._candidate is None
 
     # --- the trial -----------------------------------------------------------------------------
 
-    def _decide(self, published: Published, learners: Sequence[Learner], now: float) -> None:
+    def _decide(
+        self, published: Published, learners: Sequence[Learner], now: float, late: bool
+    ) -> None:
         candidate = published.initialization
+        tried = published.by != ROLLBACK
+        if tried and late and self.decided:
+            return
         others = [one for one in learners if not one.same_initialization(candidate)]
+        # Before its first live event one may still stand at what it came with.
+        serving = [one for one in others if self.decided and one.same_initialization(self.served)]
         try:
             for learner in others:
                 learner.check_version(candidate)
-            trial = try_out(others, candidate)
+            trial = try_out(serving or others, candidate)
         except InitializationError as error:
             self._drop(published, others, _result_of(error), str(error))
             return
-        judged = published.by != ROLLBACK
-        if judged and trial.worse:
-            self._drop(published, others, "worse", trial.reason)
-            return
-        if judged and others and self._is_early(trial.contexts, learners, now):
-            return
+        if tried and others:
+            if not trial.grown and self._is_early(trial.contexts, learners, now):
+                return  # the losses count once: by chance one of many looks finds them worse
+            if trial.worse:
+                self._drop(published, others, "worse", trial.reason)
+                return
         self._digest, self.served = published.digest, candidate
-        self._candidate = self._waiting = None
-        self.settled = self._serves = True
+        self._candidate = self._wait = None
+        self.decided = self._serves = True
         log.info(
             "initialization_taken",
             version=candidate.version,
@@ -192,23 +231,27 @@ class Follower:
         """
         if contexts >= ENOUGH:
             return False
-        events = sum(learner.events for learner in learners)
-        if self._waiting is None:
-            self._waiting = now, events
-        since, before = self._waiting
-        if contexts == 0 and events > 0 and events - before < EVENTS_ENOUGH:
+        if self._wait is None:
+            self._wait = _Wait(now)
+        without = self._wait.events_without(contexts, learners)
+        if contexts == 0 and any(one.events for one in learners) and without < EVENTS_ENOUGH:
             return True
-        return now - since < TRY_WITHIN_S
+        return now - self._wait.since < TRY_WITHIN_S
 
     def _drop(
         self, published: Published, others: Sequence[Learner], result: LoadResult, why: str
     ) -> None:
         """Refuse it. Who began with it, having nothing to judge by, takes what the others serve."""
         self._refused.add(published.digest)
-        self._candidate = self._waiting = None
-        self.settled = self._serves = True
-        self.served = _newest(others)
+        self._candidate = self._wait = None
+        self._keep(others)
         self._refuse(result, why, published.version)
+
+    def _keep(self, learners: Sequence[Learner]) -> None:
+        """Go on with what was decided on last, or else with the newest that a partition has."""
+        if not self.decided:
+            self.served, self._digest = _newest(learners), ""
+        self.decided = self._serves = True
 
     def _refuse(self, result: LoadResult, why: str, version: int | None = None) -> None:
         log.warning(
@@ -219,6 +262,25 @@ class Follower:
             serving=self.served.version,
         )
         self._tell.initialization(result, self.served.version)
+
+
+class _Wait:
+    """For windows to judge by: since when, and how much was played without one."""
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self._without = 0
+        self._events: WeakKeyDictionary[Learner, int] = WeakKeyDictionary()
+
+    def events_without(self, contexts: int, learners: Sequence[Learner]) -> int:
+        """Events since there last was a context to ask, of the learners that were there before.
+
+        Each counts by itself: what a partition played elsewhere comes and goes with it.
+        """
+        played = sum(one.events - self._events.get(one, one.events) for one in learners)
+        self._events = WeakKeyDictionary({one: one.events for one in learners})
+        self._without = 0 if contexts else self._without + played
+        return self._without
 
 
 def _newest(learners: Sequence[Learner]) -> Initialization:

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from streammaml.errors import InitializationError, MisfitError, NonFiniteError
-from streammaml.events import Float32s, Label, Task, canonical
+from streammaml.events import Float32s, Floats, Label, Task, canonical
 
 MAX_BYTES = 256 * 1024 * 1024
 NETWORK = "network"
@@ -274,14 +274,32 @@ def arranged(initialization: Initialization, classes: Sequence[Label]) -> Initia
 
 
 def norms(initialization: Initialization) -> dict[str, float]:
-    """Euclidean norm of each group of tensors: ``network`` θ, ``rates``, and those it may have."""
+    """Euclidean norm of each group of tensors: ``network`` θ, ``rates``, the nets it may have.
+
+    Rates by the steps that they make: whether in ``rates`` or in Meta-SGD's factors is no matter.
+    """
     own = initialization.spec.shapes()
     squares: dict[str, float] = {}
     for name, tensor in initialization.tensors.items():
+        if name in ("rates", "parameter_rates"):
+            continue
         group = NETWORK if name in own else group_of(name)
         wide = tensor.ravel().astype(np.float64)
         squares[group] = squares.get(group, 0.0) + float(wide @ wide)
-    return {group: math.sqrt(total) for group, total in squares.items()}
+    found = {group: math.sqrt(total) for group, total in squares.items()}
+    return {**found, "rates": float(np.linalg.norm(effective_rates(initialization)))}
+
+
+def effective_rates(initialization: Initialization) -> Floats:
+    """Rates [steps, J] times the root mean square of the factors that they meet."""
+    rates = initialization.tensors["rates"].astype(np.float64)
+    factors = initialization.tensors.get("parameter_rates")
+    if factors is None:
+        return rates
+    sizes = [math.prod(shape) for shape in initialization.spec.shapes().values()]
+    parts = np.split(factors.astype(np.float64), np.cumsum(sizes)[:-1])
+    scaled: Floats = rates * [math.sqrt(float(np.mean(part**2))) for part in parts]
+    return scaled
 
 
 def _are_classes(found: Sequence[object], most: int) -> bool:

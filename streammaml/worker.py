@@ -273,11 +273,9 @@ class Worker:
         self._followed_at = now
         if self.is_restoring:
             return
-        learners = list(self.learners.values())
-        self._follower.look(learners, now)
-        fresh = self._follower.served
-        late = [t for t in self._tenures.values() if not t.serves(fresh)]
-        if not late or not self._follower.settled:
+        self._follower.look(list(self.learners.values()), now, late=bool(self._late()))
+        fresh, late = self._follower.served, self._late()
+        if not late:
             return
         self.commit()
         room = self._config.state.barrier_mb * 1e6
@@ -286,6 +284,12 @@ class Worker:
             room -= tenure.changed_bytes
             if room <= 0:
                 break
+
+    def _late(self) -> list[Tenure]:
+        """Who is yet to take what is served."""
+        follower = self._follower
+        tenures = self._tenures.values()
+        return [t for t in tenures if not t.serves(follower.served) and follower.is_late(t.learner)]
 
     def _arrive(self) -> None:
         """Say of each replay that is over that it is; only holes may be left below its end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +21,11 @@ from streammaml.backends.wire_initializations import (
     read_published,
     rollback_message,
 )
-from streammaml.config import Config
+from streammaml.config import Config, spec_of
 from streammaml.errors import BackendError
 from streammaml.initialization import Initialization, draw
-from streammaml.learner import Labels
+from streammaml.learner import Labels, Learner
+from streammaml.learner.canary import Trial
 from streammaml.meta_trainer import Past, train
 from streammaml.reporting import LoadResult
 from streammaml.worker import Worker
@@ -264,6 +266,39 @@ def test_a_rollback_is_taken_at_its_word() -> None:
 
     assert told.loads == [("loaded", 1), ("worse", 1), ("loaded", 2)]
     assert versions(worker) == {2}
+    worker.close()
+
+
+def test_a_rollback_that_partitions_take_one_by_one_outlives_what_is_refused_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, told = settings(state={"barrier_mb": 0.0}), Told()
+    tried: list[list[int]] = []
+
+    def third_is_worse(learners: Sequence[Learner], candidate: Initialization) -> Trial:
+        tried.append([learner.version for learner in learners])
+        return Trial(8, 0.5, 0.5, candidate.version == 3, "", False)
+
+    monkeypatch.setattr(streammaml.following, "try_out", third_is_worse)
+    broker = MemoryBroker.of(config)
+    worker = make(broker, config, told)
+    broker.append(messages(24))
+    drain(worker)
+    one, two, three = (
+        initialization_messages(replace(draw(spec_of(config), n), version=n), {}) for n in (1, 2, 3)
+    )
+    publish(broker, one + two)
+    following(worker)
+    before, *_ = broker.read("initializations")
+    publish(broker, [rollback_message(read_published(before))])
+    worker.run_once(timeout_s=0)
+    assert versions(worker) == {1, 2}
+    publish(broker, three)
+    following(worker)
+
+    assert told.loads == [("loaded", 2), ("loaded", 1), ("worse", 1)]
+    assert tried == [[0, 0], [2, 2], [1, 1]]
+    assert versions(worker) == {1}
     worker.close()
 
 

@@ -22,6 +22,7 @@ from streammaml.initialization import (
     check_fits,
     decode,
     draw,
+    effective_rates,
     encode,
     norms,
 )
@@ -301,9 +302,34 @@ def test_the_norms_of_an_initialization_are_those_of_its_groups() -> None:
 
     found = norms(whole)
 
-    assert set(found) == {"network", "rates", "parameter_rates", "f", "g"}
+    assert set(found) == {"network", "rates", "f", "g"}
     np.testing.assert_allclose(found["network"], np.linalg.norm(whole.theta()), rtol=1e-6)
-    np.testing.assert_allclose(found["rates"], 0.1 * math.sqrt(16), rtol=1e-6)
     assert set(norms(drawn)) == {"network", "rates"}
     scaled = replace(drawn, tensors={k: 100 * v for k, v in drawn.tensors.items()})
     np.testing.assert_allclose(norms(scaled)["network"] / norms(drawn)["network"], 100, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.02, 3.0])
+def test_rates_count_by_the_steps_that_they_make(rate: float) -> None:
+    drawn = draw(SPEC, 1, rate)
+    moved = {
+        **drawn.tensors,
+        "rates": np.ones_like(drawn.tensors["rates"]),
+        "parameter_rates": np.full(len(drawn.theta()), rate, np.float32),
+    }
+
+    found = norms(replace(drawn, tensors=moved))
+
+    np.testing.assert_allclose(norms(drawn)["rates"], rate * math.sqrt(16), rtol=1e-6)
+    np.testing.assert_allclose(found["rates"], norms(drawn)["rates"], rtol=1e-6)
+
+
+def test_each_rate_meets_the_factors_of_its_own_tensor() -> None:
+    drawn = draw(SPEC, 1, 0.5)
+    sizes = [math.prod(shape) for shape in SPEC.shapes().values()]
+    by_tensor = np.arange(1, len(sizes) + 1)
+    factors = np.repeat(by_tensor, sizes).astype(np.float32)
+
+    found = effective_rates(replace(drawn, tensors={**drawn.tensors, "parameter_rates": factors}))
+
+    np.testing.assert_allclose(found, np.tile(0.5 * by_tensor, (SPEC.steps, 1)))

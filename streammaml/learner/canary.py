@@ -5,7 +5,8 @@ in memory play their latest segment again from θ, once with each (``kernels.tri
 are compared in pairs. Norms are compared too, which needs no data.
 
 Rule: a doubt is no refusal. With few contexts only a large difference counts, and one as good as
-the served one is refused by chance once in 20 to 500 times, by 4 to 64 contexts.
+the served one is refused by chance once in 20 to 500 times, by 4 to 64 contexts. That is so of one
+look at the losses: who looks again until one is worse refuses many times as often.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class Trial(NamedTuple):
     worse: bool
     reason: str
     """Why it is worse; empty where it is not."""
+    grown: bool
+    """Whether a norm alone says so, so that no further window will change it."""
 
 
 def try_out(learners: Sequence[Learner], candidate: Initialization, limit: int = 64) -> Trial:
     """Compare ``candidate`` with the initialization in use; about ``limit`` contexts together.
 
-    ``learners`` of one configuration, all at rest, with the same initialization in use; the
+    ``learners`` of one configuration, all at rest, each held against what it has in use; the
     contexts that were used last are taken. Changes nothing of them. A quarter of a millisecond
     for a context of the default network. InitializationError where ``swap`` would raise it for
     another model or order of classes.
@@ -59,11 +62,11 @@ def try_out(learners: Sequence[Learner], candidate: Initialization, limit: int =
     losses = np.concatenate([np.zeros((2, 0)), *found], axis=1)
     worst = WORST[candidate.spec.task]
     losses = np.where(losses < worst, losses, worst)  # false for NaN
-    grown = [_grown(learner.initialization, candidate) for learner in learners]
-    reason = next(filter(None, [*grown, _verdict(losses[0], losses[1])]), "")
+    grown = next(filter(None, (_grown(one.initialization, candidate) for one in learners)), "")
+    reason = grown or _verdict(losses[0], losses[1])
     contexts = losses.shape[1]
     served, other = losses.mean(1).tolist() if contexts else (math.nan, math.nan)
-    return Trial(contexts, served, other, reason != "", reason)
+    return Trial(contexts, served, other, reason != "", reason, grown != "")
 
 
 def _grown(served: Initialization, candidate: Initialization) -> str:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from streammaml.events import Floats, Ints
-from streammaml.initialization import NETWORK, Initialization, Spec
+from streammaml.initialization import NETWORK, Initialization, effective_rates
 from streammaml.meta.episodes import Held
 from streammaml.meta.feature_nets import query_losses
 from streammaml.meta.nets import FEATURE_NETS, Tensors, part_of, with_net
@@ -249,27 +249,15 @@ def _norm_ratio(net: str, candidate: Initialization, reference: Initialization) 
 
 def _groups(net: str, initialization: Initialization) -> Iterator[Floats]:
     """What is measured together, each as a vector."""
-    tensors = initialization.tensors
     if net == NETWORK:
         yield initialization.theta().astype(np.float64)
-        yield _effective_rates(tensors, initialization.spec)
+        yield effective_rates(initialization).ravel()
         return
-    own = part_of(tensors, net)
+    own = part_of(initialization.tensors, net)
     scalars = [name for name in own if own[name].ndim == 0]
     body = [name for name in own if name not in scalars and name != f"{net}/head"]
     for names in (body, [f"{net}/head"], scalars):
         yield np.concatenate([own[name].ravel() for name in names]).astype(np.float64)
-
-
-def _effective_rates(tensors: Tensors, spec: Spec) -> Floats:
-    """Rates [steps · J] times the root mean square of the factors that they meet."""
-    rates = tensors["rates"].astype(np.float64)
-    factors = tensors.get("parameter_rates")
-    if factors is not None:
-        edges = np.cumsum([math.prod(shape) for shape in spec.shapes().values()])[:-1]
-        parts = np.split(factors.astype(np.float64), edges)
-        rates = rates * [math.sqrt(float(np.mean(part**2))) for part in parts]
-    return rates.ravel()
 
 
 def _norm(vector: Floats) -> float:

@@ -16,6 +16,8 @@ from streammaml.events import Batch, Float32s
 from streammaml.initialization import Initialization, draw
 from streammaml.learner import Labels, Learner
 from streammaml.learner.canary import try_out
+from streammaml.meta.outer_state import OuterSettings, Rule, finish
+from streammaml.meta.outer_state import start as begin
 from streammaml.meta_trainer import Past, train
 from tests.learner.build import (
     Stream,
@@ -150,6 +152,17 @@ def test_with_no_context_to_ask_only_norms_speak() -> None:
     assert math.isnan(trial.served)
     assert math.isnan(trial.candidate)
     assert not try_out([], trained(200)).worse
+
+
+def test_meta_sgd_may_begin_with_small_rates() -> None:
+    """It writes 1 to ``rates`` and the rate itself to its factors: the steps stay as they were."""
+    served = draw(spec_of(CLASSES), 0, rate=0.02)
+    begun = finish(begin(served, OuterSettings(rule=Rule.METASGD)), served)
+    wild = changed(begun, parameter_rates=100.0)
+
+    assert "parameter_rates" in begun.tensors
+    assert not try_out([Learner(CLASSES, served)], begun).worse
+    assert try_out([Learner(CLASSES, served)], wild).reason.startswith("the norm of rates is ")
 
 
 # --- what is refused ---------------------------------------------------------------------------

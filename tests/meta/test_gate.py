@@ -12,10 +12,19 @@ import pytest
 from numpy.typing import NDArray
 
 from streammaml.config import Config, spec_of
+from streammaml.errors import ConfigError
 from streammaml.initialization import NETWORK, Initialization, draw
 from streammaml.meta import nets
 from streammaml.meta.episodes import Episodes, Held
-from streammaml.meta.gate import CHUNK, Limits, NetVerdict, StoppedError, Verdict, judge
+from streammaml.meta.gate import (
+    CHUNK,
+    EPISODES_LEAST,
+    Limits,
+    NetVerdict,
+    StoppedError,
+    Verdict,
+    judge,
+)
 from streammaml.meta.losses import Examples
 from streammaml.meta.nets import Tensors, part_of
 from streammaml.meta.outer_loop import OuterSettings, task_losses
@@ -248,6 +257,12 @@ def test_with_little_evidence_only_what_nobody_trained_may_go(
     assert not later.passed
     assert "it takes 64 held-out episodes of 8 contexts" in later.why
     assert enough.passed
+
+
+def test_nobody_can_ask_for_too_few_episodes_to_replace_anything() -> None:
+    assert make_config(validation=EPISODES_LEAST).outer.validation == EPISODES_LEAST
+    with pytest.raises(ConfigError, match=f"greater than or equal to {EPISODES_LEAST}"):
+        make_config(validation=EPISODES_LEAST - 1)
 
 
 def test_a_net_that_the_incumbent_lacks_is_held_against_its_own_start(
