@@ -142,12 +142,11 @@ class PartitionPlayer:
         own = [events[i] for i in kept]
         kept = [places[i] for i in kept]
         decisions = self.learner.step(batch)
-        windows, overflown = self.learner.episodes(self._partition.index)
         messages: list[Message] = []
         episodes: dict[EpisodeResult, int] = {}
         if live and self._publish:
             messages = self._messages(records, kept, own, batch, decisions, rejected)
-            sent, episodes = self._episodes(windows, overflown)
+            sent, episodes = self._episodes(*self.learner.episodes(self._partition.index))
             messages += sent
         return Played(
             partition=self._partition,
