@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +14,6 @@ from streammaml.backends.memory import MemoryBroker
 from streammaml.config import Config, spec_of
 from streammaml.errors import ConfigError
 from streammaml.initialization import encode
-from streammaml.observers import Watch
 from streammaml.starts import load_network, load_start, version_zero
 from streammaml.worker import Worker
 from tests import wire
@@ -102,30 +98,3 @@ def test_the_doctor_tries_it() -> None:
     assert "cannot make no_such.module:net" in missing["network"].detail
     assert "initialization" not in missing
     assert "detector" in missing
-
-
-def test_what_a_worker_starts_with_was_not_received(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float | None] = []
-
-    class Idle:
-        """In place of a worker: looks at what is exported when the loop would begin."""
-
-        loop_at = 0.0
-
-        def __init__(self, *made: Any, **how: Any) -> None:
-            observers: Sequence[Watch] = made[3]
-            self._registry = observers[0].metrics.registry
-
-        def run(self, stop: threading.Event) -> None:
-            seen.append(self._value("init_version", role="worker"))
-            seen.append(self._value("init_loads_total", result="loaded"))
-
-        def _value(self, name: str, **labels: str) -> float | None:
-            return self._registry.get_sample_value(f"streammaml_{name}", labels)
-
-    monkeypatch.setattr(serving, "Worker", Idle)
-    monkeypatch.setattr(serving, "_warm_up", lambda *_: True)
-
-    assert serving.serve(wire.config(web={"port": 0}), threading.Event())
-
-    assert seen == [0, 0]

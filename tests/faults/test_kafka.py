@@ -24,7 +24,7 @@ from tests.conftest import make_broker
 from tests.faults import kafka_ledger
 from tests.faults.kafka_ledger import Fleet, Producer, drifting, rig_of
 from tests.faults.undisturbed import differing, found, log_of, undisturbed, violations
-from tests.integration.rig import Rig, WorkerProcess, owned
+from tests.integration.rig import Rig, WorkerProcess, await_an_end, owned
 from tests.kafka_broker import Broker, Cluster, wait_until
 from tests.proxy import Proxy
 
@@ -116,12 +116,7 @@ def test_28_nothing_of_a_fenced_twin_is_visible(kafka_servers: str, make_rig: Ma
     producer = Producer(rig, 400, drifting(28))
     try:
         twins = [rig.run("same", state__directory=str(rig.folder / f"state-{i}")) for i in range(2)]
-
-        def one_has_ended() -> bool:
-            time.sleep(0.1)
-            return sum(twin.is_running() for twin in twins) == 1
-
-        wait_until(one_has_ended, 60, "one of the twins ends")
+        await_an_end(twins, 60)
     finally:
         producer.stop()
     loser, winner = sorted(twins, key=WorkerProcess.is_running)

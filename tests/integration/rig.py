@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import urllib.request
@@ -46,6 +47,10 @@ class WorkerProcess:
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def is_running(self) -> bool:
         return self._process.poll() is None
@@ -107,6 +112,17 @@ class WorkerProcess:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(TIMEOUT_S)
+
+
+def await_an_end(workers: Sequence[WorkerProcess], timeout_s: float) -> None:
+    """Until one of them has ended."""
+    handles = [os.pidfd_open(worker.pid) for worker in workers]
+    try:
+        ended, _, _ = select.select(handles, [], [], timeout_s)
+    finally:
+        for handle in handles:
+            os.close(handle)
+    assert ended, f"all run on after {timeout_s:g} s"
 
 
 def is_ready(worker: WorkerProcess) -> bool:

@@ -37,6 +37,7 @@ def test_ten_thousand_contexts_leave_the_series_as_they_were(
             lambda: rig.metric('streammaml_contexts{tier="memory"}') == CONTEXTS, "all are there"
         )
 
+        assert rig.metric("streammaml_init_loads_total") == 0  # its start was not received
         assert series(rig) == before
         assert len(before) > 100
         worker.stop()
