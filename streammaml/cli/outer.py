@@ -109,13 +109,9 @@ def outer(
 ) -> None:
     """Meta-train on the episodes that workers send, and publish what is better."""
     ends = once or (source is not None and every is None)
-    _check_use(ends, every, source, out)
-    with_report = {"--json": as_json, "--metrics-file": metrics_file is not None}
-    if not ends:
-        _refuse(with_report, "goes with --once")
-    if out is not None:
-        of_runs = {"--seconds": seconds is not None, "--port": port is not None}
-        _refuse(with_report | of_runs, "does nothing with --out")
+    of_one_run = {"--json": as_json, "--metrics-file": metrics_file is not None}
+    of_runs = {"--seconds": seconds is not None, "--port": port is not None}
+    _check_use(ends, every, source, out, of_one_run, of_runs)
     effective = load(
         config,
         sets,
@@ -180,16 +176,24 @@ def _check_use(
     every: float | None,
     source: Path | None,
     out: Path | None,
+    of_one_run: Mapping[str, bool],
+    of_runs: Mapping[str, bool],
 ) -> None:
-    """Refuse flags that contradict each other, before any work is done."""
+    """Refuse flags that contradict each other, or would do nothing, before any work is done.
+
+    The mappings say of a flag whether it is given.
+    """
     if ends and every is not None:
         raise typer.BadParameter("--once and --every exclude each other")
     if out is None:
+        if not ends:
+            _refuse(of_one_run, "goes with --once")
         return
     if source is None:
         raise typer.BadParameter("--out goes with --from FILE: otherwise the topic is written")
     if not ends:
         raise typer.BadParameter("--out writes a file once: without --every")
+    _refuse({**of_one_run, **of_runs}, "does nothing with --out")
 
 
 def _refuse(given: Mapping[str, bool], why: str) -> None:
